@@ -1,0 +1,3 @@
+//! `wal-eve`: PostgreSQL archiving, base backups and replay on WAL-E's own layout.
+pub mod formats;
+pub mod storage;
