@@ -53,15 +53,11 @@ impl BlockEncoder {
         let stored_len_at = out.len();
         out.extend(plain_len);
         out.extend(adler32(plain).to_be_bytes());
-        let body = out.len();
         match self.compressor.compress(plain, out) {
-            Compressed::Len(len) => {
+            Compressed::Stream(len) => {
                 out[stored_len_at..stored_len_at + 4].copy_from_slice(&(len as u32).to_be_bytes());
             }
-            Compressed::Incompressible => {
-                out.truncate(body);
-                out.extend_from_slice(plain);
-            }
+            Compressed::Incompressible => out.extend_from_slice(plain),
         }
     }
 }

@@ -1,0 +1,116 @@
+//! The instructions of an LZO1X stream: their numbers, and the table that decodes the short ones.
+//!
+//! An instruction is one opcode byte, operands, and up to three *trailing literals* whose count sits in its two lowest
+//! operand bits. What an opcode below 16 means depends on how many literals the instruction before it copied:
+//!
+//! | opcode | after | meaning | length | distance |
+//! |---|---|---|---|---|
+//! | `0000LLLL` | none | literal run | 3 + L, or 18 + extension | |
+//! | `0000DDSS H` | 1 to 3 | match | 2 | (H << 2) + D + 1 |
+//! | `0000DDSS H` | a literal run | match | 3 | (H << 2) + D + 2049 |
+//! | `0001HLLL (DS)₁₆` | any | match | 2 + L, or 9 + extension | 16384 + (H << 14) + D |
+//! | `001LLLLL (DS)₁₆` | any | match | 2 + L, or 33 + extension | D + 1 |
+//! | `01LDDDSS H`, `1LLDDDSS H` | any | match | opcode / 32 + 1 | (H << 3) + D + 1 |
+//!
+//! A length field of zero announces an extension: 255 for every zero byte, then a last byte that is not zero. A distance
+//! of exactly 16384 in the `0001` form is the end of the stream. The first byte of a stream, above 17, is a literal run of
+//! that many bytes less 17.
+
+/// Distances the two-byte match of length 3 to 8 can reach.
+pub(super) const NEAR_MAX_DISTANCE: usize = 0x800;
+/// Distances the `001` form can reach.
+pub(super) const MIDDLE_MAX_DISTANCE: usize = 0x4000;
+/// What the `0001` form adds to its distance field; the end of the stream is this distance in that form.
+pub(super) const FAR_BASE: usize = 0x4000;
+/// The longest distance of the format.
+pub(super) const FAR_MAX_DISTANCE: usize = 0xbfff;
+
+/// Longest match of the two-byte form.
+pub(super) const NEAR_MAX_LENGTH: usize = 8;
+/// Longest `001` match without an extension; with one, the extension counts from here.
+pub(super) const MIDDLE_MAX_LENGTH: usize = 33;
+/// Longest `0001` match without an extension; with one, the extension counts from here.
+pub(super) const FAR_MAX_LENGTH: usize = 9;
+/// Longest literal run without an extension; with one, the extension counts from here.
+pub(super) const RUN_MAX_LENGTH: usize = 18;
+/// Longest literal run that fits the first byte of a stream.
+pub(super) const FIRST_RUN_MAX_LENGTH: usize = 255 - FIRST_RUN_BASE;
+/// The first byte of a stream is a literal run when it exceeds this, and its length is what exceeds.
+pub(super) const FIRST_RUN_BASE: usize = 17;
+
+/// Opcodes from here on are matches whatever came before them.
+pub(super) const MATCH_MIN: u8 = 0x10;
+/// The lowest opcode of the `001` form.
+pub(super) const MIDDLE_MIN: u8 = 0x20;
+/// The lowest opcode of the two-byte match of length 3 to 8.
+pub(super) const NEAR_MIN: u8 = 0x40;
+
+/// The last instruction of every stream.
+pub(super) const END: [u8; 3] = [MATCH_MIN | 1, 0, 0];
+
+/// How a match instruction without an extension decodes, out of the opcode and the two bytes after it.
+///
+/// With `operand` those two bytes, little-endian, the distance is `((operand & mask) << 3 >> shift) + base`, and the count
+/// of trailing literals is the two lowest bits of byte `size - 2` of the instruction.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub(super) struct Match {
+    /// Distance with all operand bits zero.
+    pub base: u16,
+    /// The distance's bits in the operand.
+    pub mask: u16,
+    /// Bytes to copy; 0 where an extension gives the length.
+    pub length: u8,
+    /// Bytes of the instruction before its trailing literals.
+    pub size: u8,
+    /// Right shift that brings the operand to the distance's scale.
+    pub shift: u8,
+    /// Right shift that brings the trailing literals' count to the bottom of opcode and operand read as one word.
+    pub literals_shift: u8,
+}
+
+/// Index of the first of the sixteen entries for opcodes below 16 right after a literal run.
+pub(super) const AFTER_RUN: usize = 256;
+
+/// [`Match`] by opcode; then, from [`AFTER_RUN`], opcodes 0 to 15 once more for the place after a literal run.
+pub(super) static MATCHES: [Match; AFTER_RUN + 16] = {
+    let mut table = [Match { base: 0, mask: 0, length: 0, size: 0, shift: 0, literals_shift: 0 }; AFTER_RUN + 16];
+    let mut opcode = 0;
+    while opcode < AFTER_RUN {
+        let code = opcode as u8;
+        table[opcode] = if code < MATCH_MIN {
+            tiny(code, 2, 1)
+        } else if code < MIDDLE_MIN {
+            let high = (code as u16 & 8) << 11;
+            wide(FAR_BASE as u16 + high, code & 7)
+        } else if code < NEAR_MIN {
+            wide(1, code & 31)
+        } else {
+            Match {
+                base: 1 + ((code >> 2) & 7) as u16,
+                mask: 0xff,
+                length: (code >> 5) + 1,
+                size: 2,
+                shift: 0,
+                literals_shift: 0,
+            }
+        };
+        opcode += 1;
+    }
+    while opcode < AFTER_RUN + 16 {
+        table[opcode] = tiny((opcode - AFTER_RUN) as u8, 3, NEAR_MAX_DISTANCE as u16 + 1);
+        opcode += 1;
+    }
+    table
+};
+
+/// The two-byte matches with an opcode below 16.
+const fn tiny(code: u8, length: u8, base: u16) -> Match {
+    Match { base: base + (code >> 2) as u16, mask: 0xff, length, size: 2, shift: 1, literals_shift: 0 }
+}
+
+/// The matches with a sixteen-bit operand.
+const fn wide(base: u16, field: u8) -> Match {
+    let length = if field == 0 { 0 } else { field + 2 };
+    Match { base, mask: 0xfffc, length, size: 3, shift: 5, literals_shift: 8 }
+}

@@ -1,0 +1,4 @@
+//! Files that appear whole and stay: staging, publishing, fsync.
+
+pub mod filesystem_sync;
+pub mod staged;

@@ -1,0 +1,93 @@
+//! A tar partition of the archive to files below a destination.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::mpsc;
+
+use super::extract::{self, Destination, Extracted};
+use super::progress::{Progress, Stage};
+use super::{Result, cores, decompress, off_async};
+use crate::storage::Store;
+
+/// How many decompressed blocks may wait for the disk.
+const BLOCKS_WAITING: usize = 8;
+
+/// Fetches the partition `key` and extracts it.
+///
+/// A partition that fails half-way leaves its files behind; extracting it again overwrites them.
+pub async fn download_partition(
+    store: &dyn Store,
+    key: &str,
+    destination: Arc<Destination>,
+    progress: Arc<Progress>,
+) -> Result<Extracted> {
+    let url = store.url(key);
+    let object = store.get(key, 0, None).await?;
+    let counted = progress.clone();
+    let body = object.body.inspect_ok(move |piece| counted.add_stored(piece.len() as u64)).boxed();
+    let (sender, receiver) = mpsc::channel(BLOCKS_WAITING);
+    let writer = off_async({
+        let (url, progress) = (url.clone(), progress.clone());
+        move || extract::extract(BlockReader { receiver, block: Vec::new(), at: 0 }, &url, &destination, &progress)
+    });
+    let reader = async move {
+        let mut blocks = Box::pin(
+            decompress::blocks(url.clone(), body, Some(progress.clone()))
+                .map_ok(|block| {
+                    let url = url.clone();
+                    off_async(move || {
+                        let mut plain = vec![0; block.plain_len()];
+                        decompress::decode(&url, &block, &mut plain)?;
+                        Result::Ok(plain)
+                    })
+                })
+                .try_buffered(cores()),
+        );
+        let mut failure = None;
+        // on to the stream's end, also past the tar's: a missing terminator or a later damaged block is damage
+        while let Some(block) = blocks.next().await {
+            match block {
+                Ok(block) => {
+                    let waiting = Instant::now();
+                    // refused when the extraction has failed, which says why, or has seen the tar's end
+                    let _ = sender.send(block).await;
+                    progress.waited(Stage::Disk, waiting.elapsed());
+                }
+                Err(failed) => {
+                    failure = Some(failed);
+                    break;
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    };
+    let (read, written) = futures::join!(reader, writer);
+    // a stream that broke off also looks like a short tar, so the stream's own error comes first
+    read?;
+    written
+}
+
+/// The plain blocks as one stream of bytes.
+struct BlockReader {
+    receiver: mpsc::Receiver<Vec<u8>>,
+    block: Vec<u8>,
+    at: usize,
+}
+
+impl Read for BlockReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.block.len() {
+            match self.receiver.blocking_recv() {
+                Some(block) => (self.block, self.at) = (block, 0),
+                None => return Ok(0),
+            }
+        }
+        let len = out.len().min(self.block.len() - self.at);
+        out[..len].copy_from_slice(&self.block[self.at..self.at + len]);
+        self.at += len;
+        Ok(len)
+    }
+}

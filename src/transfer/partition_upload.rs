@@ -1,0 +1,237 @@
+//! Files of a data directory to one tar partition in the archive: no temporary copy, bounded memory.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use super::compress::{CHUNK_SIZE, lzop_stream};
+use super::progress::{Progress, Stage};
+use super::rate_limit::RateLimit;
+use super::{Result, TransferError, off_async, upload};
+use crate::formats::lzo1x::Level;
+use crate::formats::tar_partition::header::{self, MemberKind};
+use crate::storage::{Put, PutOptions, Store};
+
+/// Where a member's contents come from.
+#[derive(Debug)]
+pub enum Source {
+    /// A file that is opened when its turn comes. It contributes exactly `size` bytes: growth is cut, shrinkage is padded with
+    /// zeros, and one that has vanished is left out (`spec/wal-e-format.md` §4.7); replay mends all three.
+    Path {
+        /// Where it lies.
+        path: PathBuf,
+        /// Its size in bytes when it was planned.
+        size: u64,
+    },
+    /// A file that is open already, and its size in bytes.
+    Open(File, u64),
+    /// Bytes in memory.
+    Bytes(Bytes),
+    /// A directory.
+    Directory,
+    /// A symbolic link's raw text.
+    Symlink(Vec<u8>),
+}
+
+/// A member of a partition.
+#[derive(Debug)]
+pub struct Member {
+    /// The path relative to the data directory; `/` for itself; a directory's ends in a slash.
+    pub name: Vec<u8>,
+    /// Its contents.
+    pub source: Source,
+    /// The permission bits.
+    pub mode: u32,
+    /// The owner.
+    pub uid: u32,
+    /// The owning group.
+    pub gid: u32,
+    /// Seconds since 1970.
+    pub mtime: u64,
+}
+
+impl Member {
+    /// The planned size in bytes: what counts for the partition's bound and the backup's expanded size.
+    pub fn size(&self) -> u64 {
+        match &self.source {
+            Source::Path { size, .. } | Source::Open(_, size) => *size,
+            Source::Bytes(bytes) => bytes.len() as u64,
+            Source::Directory | Source::Symlink(_) => 0,
+        }
+    }
+}
+
+/// A file as it went into a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchivedFile {
+    /// The path relative to the data directory.
+    pub name: Vec<u8>,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Seconds since 1970.
+    pub mtime: u64,
+    /// Of its bytes.
+    pub sha256: [u8; 32],
+}
+
+/// What all partitions of a backup share.
+#[derive(Clone)]
+pub struct PartitionContext {
+    /// How hard to compress.
+    pub level: Level,
+    /// The bound on reading, if any.
+    pub rate_limit: Option<Arc<RateLimit>>,
+    /// Counters to move.
+    pub progress: Arc<Progress>,
+    /// Told of each file, from a thread that may block.
+    pub on_file: Arc<dyn Fn(ArchivedFile) -> io::Result<()> + Send + Sync>,
+}
+
+/// Stores `members` as the partition `key`.
+pub async fn upload_partition(
+    store: &dyn Store,
+    key: &str,
+    members: Vec<Member>,
+    context: &PartitionContext,
+) -> Result<Put> {
+    let (sender, receiver) = mpsc::channel(2);
+    let reading = context.clone();
+    let reader = off_async(move || {
+        let mut tar = TarWriter::new(sender, reading);
+        let written = members.into_iter().try_for_each(|member| tar.member(member)).and_then(|()| tar.finish());
+        match written {
+            Err(Stop::Failed(failed)) => Err(failed),
+            // the upload has failed and says why
+            Ok(()) | Err(Stop::NobodyListens) => Ok(()),
+        }
+    });
+    let plain = stream::unfold((receiver, context.progress.clone()), |(mut receiver, progress)| async move {
+        let waiting = Instant::now();
+        let chunk = receiver.recv().await?;
+        progress.waited(Stage::Disk, waiting.elapsed());
+        Some((chunk, (receiver, progress)))
+    });
+    let options = PutOptions { content_type: "application/octet-stream", metadata: Vec::new() };
+    let pieces = lzop_stream(context.level, 0, 0, plain);
+    let storing = upload::upload(store, key, &options, pieces, Some(context.progress.clone()));
+    let (read, stored) = futures::join!(reader, storing);
+    // a failed read also ends the stream early, so it is the cause and comes first
+    read?;
+    stored
+}
+
+/// Why a tar stream ended before its end.
+enum Stop {
+    Failed(TransferError),
+    NobodyListens,
+}
+
+struct TarWriter {
+    sender: mpsc::Sender<Result<Bytes>>,
+    context: PartitionContext,
+    chunk: BytesMut,
+    written: u64,
+}
+
+impl TarWriter {
+    fn new(sender: mpsc::Sender<Result<Bytes>>, context: PartitionContext) -> Self {
+        Self { sender, context, chunk: BytesMut::with_capacity(CHUNK_SIZE), written: 0 }
+    }
+
+    fn member(&mut self, member: Member) -> std::result::Result<(), Stop> {
+        let size = member.size();
+        let kind = match &member.source {
+            Source::Path { .. } | Source::Open(..) | Source::Bytes(_) => MemberKind::File(size),
+            Source::Directory => MemberKind::Directory,
+            Source::Symlink(text) => MemberKind::Symlink(text),
+        };
+        let (uid, gid, mode, mtime) = (member.uid, member.gid, member.mode, member.mtime);
+        let head = header::Member { name: &member.name, kind, mode, uid, gid, mtime };
+        let mut head_bytes = Vec::new();
+        head.encode(&mut head_bytes);
+        let (mut contents, path): (Box<dyn Read>, PathBuf) = match member.source {
+            Source::Path { path, .. } => match File::open(&path) {
+                Ok(file) => (Box::new(file), path),
+                Err(gone) if gone.kind() == io::ErrorKind::NotFound => {
+                    tracing::debug!(path = %path.display(), "file has vanished and is left out");
+                    return Ok(());
+                }
+                Err(failed) => return self.fail(TransferError::file("open", path)(failed)),
+            },
+            Source::Open(file, _) => (Box::new(file), "backup_manifest".into()),
+            Source::Bytes(bytes) => (Box::new(io::Cursor::new(bytes)), PathBuf::new()),
+            Source::Directory | Source::Symlink(_) => return self.bytes(&head_bytes),
+        };
+        self.bytes(&head_bytes)?;
+        let mut hash = Sha256::new();
+        let mut left = size;
+        while left > 0 {
+            let room = CHUNK_SIZE - self.chunk.len();
+            let wanted = room.min(usize::try_from(left).unwrap_or(room));
+            let begin = self.chunk.len();
+            self.chunk.resize(begin + wanted, 0);
+            let mut filled = 0;
+            while filled < wanted {
+                match contents.read(&mut self.chunk[begin + filled..]) {
+                    // shorter than planned: the zeros stay
+                    Ok(0) => filled = wanted,
+                    Ok(len) => filled += len,
+                    Err(again) if again.kind() == io::ErrorKind::Interrupted => {}
+                    Err(failed) => return self.fail(TransferError::file("read", path)(failed)),
+                }
+            }
+            hash.update(&self.chunk[begin..]);
+            left -= wanted as u64;
+            self.context.progress.add_plain(wanted as u64);
+            self.flush_if_full()?;
+        }
+        let file = ArchivedFile { name: member.name, size, mtime, sha256: hash.finalize().into() };
+        if let Err(failed) = (self.context.on_file)(file) {
+            return self.fail(TransferError::file("write to", std::env::temp_dir())(failed));
+        }
+        self.bytes(&[0; header::BLOCK][..header::padding(size)])
+    }
+
+    fn finish(mut self) -> std::result::Result<(), Stop> {
+        let zeros = header::ending(self.written + self.chunk.len() as u64);
+        self.bytes(&vec![0; zeros])?;
+        if self.chunk.is_empty() { Ok(()) } else { self.flush() }
+    }
+
+    fn bytes(&mut self, mut bytes: &[u8]) -> std::result::Result<(), Stop> {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(CHUNK_SIZE - self.chunk.len()));
+            self.chunk.extend_from_slice(now);
+            bytes = later;
+            self.flush_if_full()?;
+        }
+        Ok(())
+    }
+
+    fn flush_if_full(&mut self) -> std::result::Result<(), Stop> {
+        if self.chunk.len() == CHUNK_SIZE { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> std::result::Result<(), Stop> {
+        let chunk = std::mem::replace(&mut self.chunk, BytesMut::with_capacity(CHUNK_SIZE)).freeze();
+        self.written += chunk.len() as u64;
+        if let Some(limit) = &self.context.rate_limit {
+            limit.wait(chunk.len());
+        }
+        self.sender.blocking_send(Ok(chunk)).map_err(|_| Stop::NobodyListens)
+    }
+
+    /// Ends the stream so that the upload cannot take what there is for the whole.
+    fn fail<T>(&self, failed: TransferError) -> std::result::Result<T, Stop> {
+        let cut = io::Error::other("the data directory could not be read");
+        let _ = self.sender.blocking_send(Err(TransferError::file("read", "the data directory")(cut)));
+        Err(Stop::Failed(failed))
+    }
+}

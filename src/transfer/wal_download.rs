@@ -1,0 +1,117 @@
+//! An archived WAL file to a file of `pg_wal`, checked before it appears.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+
+use super::{Result, TransferError, cores, decompress, off_async};
+use crate::formats::lzop::Block;
+use crate::formats::wal_name::{SegmentName, SegmentSize, WalName};
+use crate::formats::wal_page::{self, LONG_HEADER_LEN, LongPageHeader};
+use crate::fs::staged::StagedFile;
+use crate::storage::Store;
+
+/// The largest segment that PostgreSQL allows, 1 GiB: what decompresses to more is no WAL file.
+const LIMIT_BYTES: u64 = 1 << 30;
+
+/// What is known of a downloaded file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Downloaded {
+    /// Its size in bytes.
+    pub size: u64,
+    /// The header of its first page, when it is a segment.
+    pub page: Option<LongPageHeader>,
+}
+
+impl Downloaded {
+    /// The segment size that it tells.
+    pub fn segment_size(&self) -> Option<SegmentSize> {
+        self.page.map(|page| page.segment_size)
+    }
+}
+
+/// Fetches the object `key` to `destination`. The file appears there by rename, and only when it is whole, its checksums
+/// hold, and, for a segment called `name`, its size and first page are what the name says. Not fsynced: PostgreSQL makes
+/// what it keeps durable itself, and asks again after a crash.
+///
+/// An object that fails its checks is fetched once more, since a network without TLS can damage bytes as well.
+pub async fn download_wal(
+    store: &dyn Store,
+    key: &str,
+    name: Option<&WalName>,
+    destination: &Path,
+) -> Result<Downloaded> {
+    match attempt(store, key, name, destination).await {
+        Err(failed @ (TransferError::Lzop { .. } | TransferError::NotTheSegment { .. })) => {
+            tracing::warn!(error = %failed, "fetching a damaged object once more");
+            attempt(store, key, name, destination).await
+        }
+        done => done,
+    }
+}
+
+async fn attempt(store: &dyn Store, key: &str, name: Option<&WalName>, destination: &Path) -> Result<Downloaded> {
+    let url = store.url(key);
+    let object = store.get(key, 0, None).await?;
+    let staged = StagedFile::create(destination).map_err(TransferError::file("create a file beside", destination))?;
+    let staged = Arc::new(staged);
+    let start = Arc::new(Mutex::new([0_u8; LONG_HEADER_LEN]));
+    let mut size = 0_u64;
+    let mut writes = Box::pin(
+        decompress::blocks(url.clone(), object.body, None)
+            .map(|block| {
+                let block = block?;
+                let begin = size;
+                size += block.plain_len() as u64;
+                if size > LIMIT_BYTES {
+                    return Err(TransferError::TooLong { url: url.clone(), limit: LIMIT_BYTES });
+                }
+                let (staged, start, url) = (Arc::clone(&staged), Arc::clone(&start), url.clone());
+                let destination = destination.to_owned();
+                Ok(off_async(move || write_block(&url, &block, begin, &staged, &start, &destination)))
+            })
+            .map_ok(|write| async move { write.await })
+            .try_buffer_unordered(cores()),
+    );
+    while writes.next().await.transpose()?.is_some() {}
+    drop(writes);
+    let start = *start.lock().unwrap_or_else(PoisonError::into_inner);
+    let start = &start[..start.len().min(usize::try_from(size).unwrap_or(usize::MAX))];
+    let page = match name {
+        Some(WalName::Segment(segment) | WalName::Partial(segment)) => Some(check(*segment, start, size, &url)?),
+        _ => None,
+    };
+    let staged = Arc::into_inner(staged).expect("every write has ended and dropped its share");
+    staged.publish().map_err(TransferError::file("publish", destination))?;
+    Ok(Downloaded { size, page })
+}
+
+fn write_block(
+    url: &str,
+    block: &Block,
+    begin: u64,
+    staged: &StagedFile,
+    start: &Mutex<[u8; LONG_HEADER_LEN]>,
+    destination: &Path,
+) -> Result<()> {
+    let mut plain = vec![0; block.plain_len()];
+    decompress::decode(url, block, &mut plain)?;
+    if begin < LONG_HEADER_LEN as u64 {
+        let mut start = start.lock().unwrap_or_else(PoisonError::into_inner);
+        let begin = begin as usize;
+        let len = plain.len().min(LONG_HEADER_LEN - begin);
+        start[begin..begin + len].copy_from_slice(&plain[..len]);
+    }
+    staged.file().write_all_at(&plain, begin).map_err(TransferError::file("write", destination))
+}
+
+fn check(name: SegmentName, start: &[u8], size: u64, url: &str) -> Result<LongPageHeader> {
+    let page = wal_page::check_segment(name, start, size)
+        .map_err(|source| TransferError::NotTheSegment { url: url.to_owned(), source })?;
+    if !page.is_known_version() {
+        tracing::warn!(url, magic = format_args!("{:#06X}", page.magic), "segment of an unknown major version");
+    }
+    Ok(page)
+}
