@@ -1,0 +1,9 @@
+//! What PostgreSQL owns: its data directory, its control file, the state of its archive, and the server itself.
+//!
+//! Everything here reads; nothing here writes below a data directory. `spec/postgres-rules.md` says what the server
+//! promises and demands.
+
+mod error;
+pub mod version;
+
+pub use error::{Kind, PgError, Result};
