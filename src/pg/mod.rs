@@ -4,6 +4,7 @@
 //! promises and demands.
 
 pub mod control_file;
+pub mod data_directory;
 mod error;
 pub mod version;
 
