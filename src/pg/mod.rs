@@ -3,6 +3,7 @@
 //! Everything here reads; nothing here writes below a data directory. `spec/postgres-rules.md` says what the server
 //! promises and demands.
 
+pub mod archive_status;
 pub mod control_file;
 pub mod data_directory;
 mod error;
