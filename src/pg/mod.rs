@@ -8,6 +8,7 @@ pub mod control_file;
 pub mod data_directory;
 mod error;
 pub mod recovery_mode;
+pub mod tablespace;
 pub mod version;
 
 pub use error::{Kind, PgError, Result};
