@@ -10,5 +10,6 @@ mod error;
 pub mod recovery_mode;
 pub mod tablespace;
 pub mod version;
+pub mod walk;
 
 pub use error::{Kind, PgError, Result};
