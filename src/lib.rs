@@ -1,5 +1,6 @@
 //! `wal-eve`: PostgreSQL archiving, base backups and replay on WAL-E's own layout.
 pub mod formats;
 pub mod fs;
+pub mod pg;
 pub mod storage;
 pub mod transfer;

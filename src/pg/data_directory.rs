@@ -1,0 +1,278 @@
+//! A cluster's data directory: where it is, which major it is of, and what state its control file and
+//! `postmaster.pid` tell.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use super::control_file::ControlFile;
+use super::version::Major;
+use super::{Kind, PgError, Result};
+
+/// How often a control file that fails its checksum is read again: a running server rewrites it in place, so that a
+/// reader can catch it half done.
+const CONTROL_FILE_TRIES: u32 = 10;
+
+/// The pause between two such tries.
+const CONTROL_FILE_PAUSE: Duration = Duration::from_millis(10);
+
+/// A directory with a `PG_VERSION` of a supported major.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataDirectory {
+    path: PathBuf,
+    major: Major,
+}
+
+/// What `postmaster.pid` tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Postmaster {
+    /// There is no `postmaster.pid`: nothing runs here.
+    None,
+    /// There is one, which counts as running even if it is stale: after a crash only PostgreSQL can tell, and the
+    /// directory may be shared with another host or container.
+    Present {
+        /// The process named in it, if the file's first line is a number.
+        pid: Option<u32>,
+    },
+}
+
+impl DataDirectory {
+    /// Opens the data directory at `path`; a relative path counts from the current directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::NotADataDirectory`] when there is no `PG_VERSION`, [`Kind::UnknownVersion`] when it tells of a major
+    /// before 9.6, [`Kind::Damaged`] when it tells of none, [`Kind::Io`] when it cannot be read.
+    pub fn open(path: &Path) -> Result<Self> {
+        let path = std::path::absolute(path).map_err(|e| PgError::io("find", path, e))?;
+        let version_file = path.join("PG_VERSION");
+        let text = match fs::read_to_string(&version_file) {
+            Ok(text) => text,
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                let message = format!("\"{}\" is not a PostgreSQL data directory", path.display());
+                return Err(PgError::new(Kind::NotADataDirectory, message)
+                    .with_detail("It holds no file PG_VERSION.")
+                    .with_hint("Give the directory that the server calls data_directory."));
+            }
+            Err(e) => return Err(PgError::io("read", &version_file, e)),
+        };
+        let major: Major = text.parse().map_err(|e: PgError| {
+            PgError::new(e.kind(), format!("could not read \"{}\"", version_file.display())).with_source(e)
+        })?;
+        if !major.is_supported() {
+            let message = format!("\"{}\" is of PostgreSQL {major}, which is not supported", path.display());
+            return Err(PgError::new(Kind::UnknownVersion, message)
+                .with_detail(format!("The oldest supported major is {}.", Major::OLDEST)));
+        }
+        Ok(Self { path, major })
+    }
+
+    /// Finds the data directory that a path handed over as `%p` lies in, such as `pg_wal/RECOVERYXLOG`, when `cwd` is
+    /// the command's working directory: the *lexical* parent of the path's directory. `pg_wal` may be a symbolic link,
+    /// and then `pg_wal/..` is another place.
+    ///
+    /// # Errors
+    ///
+    /// As [`DataDirectory::open`].
+    pub fn of_wal_path(cwd: &Path, wal_path: &Path) -> Result<Self> {
+        let whole = cwd.join(wal_path);
+        let directory = whole.parent().and_then(Path::parent).ok_or_else(|| {
+            let message = format!("\"{}\" does not lie in a PostgreSQL data directory", wal_path.display());
+            PgError::new(Kind::NotADataDirectory, message)
+        })?;
+        Self::open(directory)
+    }
+
+    /// The directory's absolute path, as it was given: links in it are kept.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The major version in `PG_VERSION`.
+    pub fn major(&self) -> Major {
+        self.major
+    }
+
+    /// The directory of the write-ahead log: `pg_wal`, or `pg_xlog` before 10.
+    pub fn wal_directory(&self) -> PathBuf {
+        self.path.join(self.major.wal_directory())
+    }
+
+    /// Reads the control file. This blocks, for a moment also between tries.
+    ///
+    /// # Errors
+    ///
+    /// As [`ControlFile::parse`], and [`Kind::Io`].
+    pub fn control_file(&self) -> Result<ControlFile> {
+        self.read_control_file().map(|(control, _)| control)
+    }
+
+    /// Reads the control file and gives its bytes as well: a copy whose checksum was right, also while a server rewrites
+    /// the file.
+    ///
+    /// # Errors
+    ///
+    /// As [`DataDirectory::control_file`].
+    pub fn read_control_file(&self) -> Result<(ControlFile, Vec<u8>)> {
+        let path = self.path.join("global/pg_control");
+        let mut tries = 1;
+        loop {
+            let bytes = fs::read(&path).map_err(|e| PgError::io("read", &path, e))?;
+            match ControlFile::parse(&bytes) {
+                Ok(control) => return Ok((control, bytes)),
+                Err(e) if e.kind() == Kind::Damaged && tries < CONTROL_FILE_TRIES => {
+                    tries += 1;
+                    thread::sleep(CONTROL_FILE_PAUSE);
+                }
+                Err(e) => {
+                    let message = format!("could not make sense of \"{}\"", path.display());
+                    return Err(PgError::new(e.kind(), message).with_source(e));
+                }
+            }
+        }
+    }
+
+    /// Whether a server runs here, as far as `postmaster.pid` tells.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Io`] when that file is there but cannot be read.
+    pub fn postmaster(&self) -> Result<Postmaster> {
+        postmaster_in(&self.path)
+    }
+}
+
+/// Whether a server runs in `directory`, which need not be a data directory yet, as far as `postmaster.pid` tells.
+///
+/// # Errors
+///
+/// [`Kind::Io`] when that file is there but cannot be read.
+pub fn postmaster_in(directory: &Path) -> Result<Postmaster> {
+    let path = directory.join("postmaster.pid");
+    match fs::read(&path) {
+        Ok(text) => {
+            let first_line = text.split(|b| *b == b'\n').next().unwrap_or_default();
+            let pid = std::str::from_utf8(first_line).ok().and_then(|line| line.trim().parse().ok());
+            Ok(Postmaster::Present { pid })
+        }
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Postmaster::None),
+        Err(e) => Err(PgError::io("read", &path, e)),
+    }
+}
+
+/// Whether `directory` holds nothing, or does not exist. A `lost+found` of a fresh filesystem counts as something: a
+/// data directory should not be a mount point itself, and `initdb` refuses it too.
+///
+/// # Errors
+///
+/// [`Kind::Io`] when it is no directory or cannot be read.
+pub fn is_empty(directory: &Path) -> Result<bool> {
+    match fs::read_dir(directory) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(true),
+            Some(Ok(_)) => Ok(false),
+            Some(Err(e)) => Err(PgError::io("read directory", directory, e)),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(PgError::io("read directory", directory, e)),
+    }
+}
+
+/// Whether `directory` holds what a server needs to start: `PG_VERSION` and `global/pg_control`, which a restore
+/// publishes last.
+///
+/// # Errors
+///
+/// [`Kind::Io`] when that cannot be told.
+pub fn looks_finished(directory: &Path) -> Result<bool> {
+    for name in ["PG_VERSION", "global/pg_control"] {
+        let path = directory.join(name);
+        if !path.try_exists().map_err(|e| PgError::io("examine", &path, e))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn cluster(version: &str) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("PG_VERSION"), version).unwrap();
+        directory
+    }
+
+    #[test]
+    fn the_wal_path_tells_the_directory_lexically() {
+        let data = cluster("11\n");
+        let elsewhere = tempfile::tempdir().unwrap();
+        let wal = elsewhere.path().join("wal");
+        fs::create_dir(&wal).unwrap();
+        symlink(&wal, data.path().join("pg_wal")).unwrap();
+        for path in [Path::new("pg_wal/RECOVERYXLOG"), &data.path().join("pg_wal/00000002.history")] {
+            let found = DataDirectory::of_wal_path(data.path(), path).unwrap();
+            assert_eq!(found.path(), data.path());
+            assert_eq!(found.wal_directory(), data.path().join("pg_wal"));
+        }
+    }
+
+    #[test]
+    fn a_place_without_pg_version_is_no_data_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        for path in ["pg_wal/RECOVERYXLOG", "RECOVERYXLOG", "/F", "/tmp/F", "pg_wal/missing/F"] {
+            let error = DataDirectory::of_wal_path(directory.path(), Path::new(path)).unwrap_err();
+            assert_eq!(error.kind(), Kind::NotADataDirectory, "{path}");
+        }
+    }
+
+    #[test]
+    fn only_supported_majors_open() {
+        assert_eq!(DataDirectory::open(cluster("9.6\n").path()).unwrap().major().to_string(), "9.6");
+        assert_eq!(DataDirectory::open(cluster("9.5\n").path()).unwrap_err().kind(), Kind::UnknownVersion);
+        assert_eq!(DataDirectory::open(cluster("").path()).unwrap_err().kind(), Kind::Damaged);
+    }
+
+    #[test]
+    fn a_pid_file_counts_as_running_whatever_it_holds() {
+        let data = cluster("17\n");
+        let directory = DataDirectory::open(data.path()).unwrap();
+        assert_eq!(directory.postmaster().unwrap(), Postmaster::None);
+        for (text, pid) in [("4711\n/data\n", Some(4711)), ("", None), ("x\n", None)] {
+            fs::write(data.path().join("postmaster.pid"), text).unwrap();
+            assert_eq!(directory.postmaster().unwrap(), Postmaster::Present { pid });
+        }
+    }
+
+    #[test]
+    fn an_unfinished_restore_does_not_look_finished() {
+        let data = tempfile::tempdir().unwrap();
+        assert!(is_empty(data.path()).unwrap());
+        assert!(is_empty(&data.path().join("missing")).unwrap());
+        assert!(!looks_finished(data.path()).unwrap());
+        fs::write(data.path().join("PG_VERSION"), "17\n").unwrap();
+        assert!(!is_empty(data.path()).unwrap());
+        assert!(is_empty(&data.path().join("PG_VERSION")).is_err());
+        assert!(!looks_finished(data.path()).unwrap());
+        fs::create_dir(data.path().join("global")).unwrap();
+        fs::write(data.path().join("global/pg_control"), "").unwrap();
+        assert!(looks_finished(data.path()).unwrap());
+    }
+
+    #[test]
+    fn a_damaged_control_file_is_named_with_its_path() {
+        let data = cluster("17\n");
+        let directory = DataDirectory::open(data.path()).unwrap();
+        assert_eq!(directory.control_file().unwrap_err().kind(), Kind::Io);
+        fs::create_dir(data.path().join("global")).unwrap();
+        fs::write(data.path().join("global/pg_control"), [1; 100]).unwrap();
+        let error = directory.control_file().unwrap_err();
+        assert_eq!(error.kind(), Kind::Damaged);
+        assert!(error.to_string().contains("global/pg_control"), "{error}");
+    }
+}

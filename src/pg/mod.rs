@@ -1,0 +1,15 @@
+//! What PostgreSQL owns: its data directory, its control file, the state of its archive, and the server itself.
+//!
+//! Everything here reads; nothing here writes below a data directory. `spec/postgres-rules.md` says what the server
+//! promises and demands.
+
+pub mod archive_status;
+pub mod control_file;
+pub mod data_directory;
+mod error;
+pub mod recovery_mode;
+pub mod tablespace;
+pub mod version;
+pub mod walk;
+
+pub use error::{Kind, PgError, Result};
