@@ -115,3 +115,23 @@ fn check(name: SegmentName, start: &[u8], size: u64, url: &str) -> Result<LongPa
     }
     Ok(page)
 }
+
+/// The segment size that the archived segment `name` tells in its first page; none when the archive does not hold it. Only
+/// the object's first block is read.
+pub async fn segment_size(store: &dyn Store, key: &str, name: SegmentName) -> Result<Option<SegmentSize>> {
+    let url = store.url(key);
+    let object = match store.get(key, 0, None).await {
+        Err(absent) if absent.kind() == crate::storage::Kind::NotFound => return Ok(None),
+        object => object?,
+    };
+    let mut blocks = Box::pin(decompress::blocks(url.clone(), object.body, None));
+    let mut plain = Vec::new();
+    if let Some(block) = blocks.try_next().await? {
+        plain.resize(block.plain_len(), 0);
+        decompress::decode(&url, &block, &mut plain)?;
+    }
+    let not_the_segment = |source| TransferError::NotTheSegment { url: url.clone(), source };
+    let page = LongPageHeader::parse(&plain).map_err(not_the_segment)?;
+    wal_page::check_segment(name, &plain, page.segment_size.bytes()).map_err(not_the_segment)?;
+    Ok(Some(page.segment_size))
+}

@@ -1,0 +1,277 @@
+//! WAL-E's command grammar (`spec/wal-e-format.md` §8.1, §8.2) and what wal-eve adds to it. The comments are the help texts.
+
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+use crate::formats::lzo1x;
+
+/// Archive and restore PostgreSQL in WAL-E's own layout.
+///
+/// wal-eve is a drop-in replacement for WAL-E: the same command line, the same environment, the same objects. Global options
+/// go before the subcommand. The archive is chosen by WALE_S3_PREFIX (s3://bucket/path) or WALE_FILE_PREFIX
+/// (file://localhost/path); credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or from wherever the AWS SDK
+/// finds them.
+///
+/// In postgresql.conf:
+///
+///   archive_command = 'wal-eve wal-push %p'
+///   restore_command = 'wal-eve wal-fetch %f %p'
+#[derive(Debug, Parser)]
+#[command(name = "wal-eve", version, infer_long_args = true, disable_help_subcommand = true, subcommand_required = true, max_term_width = 100)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GlobalArgs {
+    /// Read environment variables from the files of a directory, as envdir does: each file is a variable, its first line the value
+    ///
+    /// Credentials that are rewritten there while a command runs are read again when the old ones expire.
+    #[arg(long, value_name = "DIR")]
+    pub(super) envdir: Option<PathBuf>,
+    /// The AWS access key's identity; the secret key has no option, since others can see a process's arguments [env: AWS_ACCESS_KEY_ID]
+    #[arg(short = 'k', long, value_name = "KEY", conflicts_with = "aws_instance_profile")]
+    pub(super) aws_access_key_id: Option<String>,
+    /// Use the credentials of the machine's instance profile [env: AWS_INSTANCE_PROFILE]
+    #[arg(long)]
+    pub(super) aws_instance_profile: bool,
+    /// Where the archive lies: s3://bucket/path [env: WALE_S3_PREFIX]
+    #[arg(long, value_name = "URL")]
+    pub(super) s3_prefix: Option<String>,
+    /// Where the archive lies, on a local or mounted filesystem: file://localhost/path [env: WALE_FILE_PREFIX]
+    #[arg(long, value_name = "URL")]
+    pub(super) file_prefix: Option<String>,
+    #[arg(long, value_name = "URL", hide = true)]
+    pub(super) wabs_prefix: Option<String>,
+    #[arg(long, value_name = "URL", hide = true)]
+    pub(super) gs_prefix: Option<String>,
+    #[arg(short = 'a', long, value_name = "NAME", hide = true)]
+    pub(super) wabs_account_name: Option<String>,
+    #[arg(long, value_name = "KEY", hide = true)]
+    pub(super) gs_access_key_id: Option<String>,
+    #[arg(long, value_name = "ID", hide = true)]
+    pub(super) gpg_key_id: Option<String>,
+    /// Log warnings and errors only
+    #[arg(long)]
+    pub(super) terse: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Print the version
+    Version,
+    BackupPush(BackupPushArgs),
+    BackupFetch(BackupFetchArgs),
+    BackupList(BackupListArgs),
+    WalPush(WalPushArgs),
+    WalFetch(WalFetchArgs),
+}
+
+/// Archive a base backup of a running cluster
+///
+/// Connects to the server that PGHOST, PGPORT, PGUSER and the other variables of libpq name, starts a non-exclusive backup,
+/// archives the data directory and every tablespace, and waits for the WAL it needs to be in the archive before it stores the
+/// sentinel that makes the backup complete. Works on a standby too. postgresql.conf, pg_hba.conf and pg_ident.conf are left
+/// out, as WAL-E leaves them out, unless --include-config is given.
+#[derive(Debug, Args)]
+pub(super) struct BackupPushArgs {
+    /// The cluster's data directory
+    #[arg(value_name = "PG_CLUSTER_DIRECTORY")]
+    pub(super) directory: PathBuf,
+    /// How many partitions to upload at once
+    #[arg(short = 'p', long, value_name = "N", default_value = "4")]
+    pub(super) pool_size: NonZeroUsize,
+    /// Read no more than this many bytes per second from the data directory
+    #[arg(long, value_name = "BYTES_PER_SECOND")]
+    pub(super) cluster_read_rate_limit: Option<NonZeroU64>,
+    /// Back up a cluster that is shut down, without connecting to it
+    #[arg(long)]
+    pub(super) while_offline: bool,
+    /// Begin with an immediate checkpoint instead of one spread over checkpoint_completion_target
+    #[arg(long, conflicts_with = "while_offline")]
+    pub(super) fast: bool,
+    /// Archive postgresql.conf, pg_hba.conf and pg_ident.conf as well
+    #[arg(long)]
+    pub(super) include_config: bool,
+    /// How long to wait, once the files are archived, for the WAL that the backup needs
+    #[arg(long, value_name = "SECONDS", default_value = "3600")]
+    pub(super) wal_timeout: u64,
+    #[command(flatten)]
+    pub(super) compression: CompressionArgs,
+}
+
+/// Restore a base backup
+///
+/// PG_CLUSTER_DIRECTORY has to be empty or not there. The control file is put in place last, so that a server cannot start on
+/// a half-restored directory; run again after an interruption, the same command goes on where it stopped. Afterwards it says
+/// what is left to do before the server starts.
+#[derive(Debug, Args)]
+pub(super) struct BackupFetchArgs {
+    /// The data directory to restore to
+    #[arg(value_name = "PG_CLUSTER_DIRECTORY")]
+    pub(super) directory: PathBuf,
+    /// The backup's name from backup-list, or LATEST
+    #[arg(value_name = "BACKUP_NAME")]
+    pub(super) name: String,
+    /// How many partitions to fetch at once
+    #[arg(short = 'p', long, value_name = "N", default_value = "4")]
+    pub(super) pool_size: NonZeroUsize,
+    /// Restore without checking the tablespaces' links: those without a link become real directories in pg_tblspc
+    #[arg(long, conflicts_with = "restore_spec")]
+    pub(super) blind_restore: bool,
+    /// Make the tablespaces' links, as on the source (SOURCE) or as a JSON file says
+    ///
+    /// The file's keys replace those of the backup's own specification: {"16384": {"loc": "/new/place/", "link":
+    /// "pg_tblspc/16384"}}. Unlike WAL-E, SOURCE restores the data directory to PG_CLUSTER_DIRECTORY and not to where it lay on
+    /// the source; a "base_prefix" in the file is followed.
+    #[arg(long, value_name = "FILE|SOURCE")]
+    pub(super) restore_spec: Option<PathBuf>,
+    /// Go on when the archive lacks WAL that the backup needs to become consistent
+    #[arg(long)]
+    pub(super) allow_missing_wal: bool,
+}
+
+/// List the complete base backups
+///
+/// Prints what WAL-E prints: tab-separated columns under a header.
+#[derive(Debug, Args)]
+pub(super) struct BackupListArgs {
+    /// A backup's name, or LATEST; lists all if left out
+    #[arg(value_name = "QUERY")]
+    pub(super) query: Option<String>,
+    /// Fill in the expanded size and the stop position, with one request per backup
+    #[arg(long)]
+    pub(super) detail: bool,
+    /// Print a JSON array instead
+    #[arg(long, conflicts_with = "table")]
+    pub(super) json: bool,
+    /// Print an aligned table for reading instead
+    #[arg(long)]
+    pub(super) table: bool,
+}
+
+/// Archive a WAL file: PostgreSQL's archive_command
+///
+/// Exits with 0 only when the file is durable in the archive. An object that is there already is never overwritten: the same
+/// contents are success, different ones an error. While PostgreSQL has a backlog, the segments that wait next in
+/// archive_status are pushed in the same call.
+#[derive(Debug, Args)]
+pub(super) struct WalPushArgs {
+    /// The file, as %p gives it
+    #[arg(value_name = "WAL_SEGMENT")]
+    pub(super) segment: PathBuf,
+    /// How many files to push at once: this one and those that wait after it
+    #[arg(short = 'p', long, value_name = "N", default_value = "32")]
+    pub(super) pool_size: usize,
+    #[command(flatten)]
+    pub(super) compression: CompressionArgs,
+}
+
+/// Fetch a WAL file: PostgreSQL's restore_command
+///
+/// Exits with 0 when the file is in place, whole and checked, and with 1 only when the archive has just said that it does not
+/// hold it. Every other outcome - an outage, wrong credentials, a damaged object, a full disk - is 75 in standby mode, where
+/// PostgreSQL asks again, and 250 otherwise, where a lower status would end recovery and promote with WAL missing.
+#[derive(Debug, Args)]
+pub(super) struct WalFetchArgs {
+    /// The file's name, as %f gives it
+    #[arg(value_name = "WAL_SEGMENT")]
+    pub(super) segment: String,
+    /// Where to put it, as %p gives it
+    #[arg(value_name = "WAL_DESTINATION")]
+    pub(super) destination: PathBuf,
+    /// How many segments to fetch ahead of time; accepted as WAL-E's, each call fetches the one it was asked for
+    #[arg(short = 'p', long, value_name = "N", default_value = "8")]
+    pub(super) prefetch: usize,
+    /// What to tell PostgreSQL when it cannot be said whether the file exists, instead of going by the recovery mode
+    #[arg(long, value_name = "POLICY")]
+    pub(super) on_outage: Option<OnOutage>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum OnOutage {
+    /// Exit with 75: a standby asks again, a recovery ends
+    Retry,
+    /// Exit with 250: recovery stops with an error and can be started again
+    Stop,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CompressionArgs {
+    /// How hard to compress: fast keeps up with any disk, best takes twenty times the CPU for objects about a quarter smaller [env: WALE_LZO_LEVEL]
+    #[arg(long, value_name = "LEVEL", action = ArgAction::Set)]
+    pub(super) lzo_level: Option<LzoLevel>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LzoLevel {
+    Fast,
+    Best,
+}
+
+impl From<LzoLevel> for lzo1x::Level {
+    fn from(level: LzoLevel) -> Self {
+        match level {
+            LzoLevel::Fast => Self::Fast,
+            LzoLevel::Best => Self::Best,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wal_es_command_lines_are_accepted() {
+        for line in [
+            "wal-e version",
+            "wal-e --terse backup-push /data",
+            "wal-e -k K --s3-prefix=s3://b/p backup-push --pool-size 8 --cluster-read-rate-limit 1000000 /data",
+            "wal-e --s3-prefix s3://b/p backup-push /data -p 8 --while-offline",
+            "wal-e --aws-instance-profile backup-fetch /data LATEST --blind-restore",
+            "wal-e backup-fetch --restore-spec SOURCE -p2 /data base_000000010000000000000002_00000040",
+            "wal-e backup-list",
+            "wal-e backup-list --detail LATEST",
+            "wal-e wal-push pg_wal/000000010000000000000001 -p 0",
+            "wal-e wal-push -p1 pg_wal/000000010000000000000001",
+            "wal-e wal-fetch -p 0 000000010000000000000001 pg_wal/RECOVERYXLOG",
+            "wal-e wal-fetch --prefetch=16 000000010000000000000001 pg_wal/RECOVERYXLOG",
+            "wal-e --s3-pre s3://b/p wal-fetch 00000002.history pg_wal/RECOVERYHISTORY",
+            "wal-e --envdir /etc/wal-e/env wal-fetch 00000002.history pg_wal/RECOVERYHISTORY",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "refused {line}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for line in [
+            "wal-e",
+            "wal-e wal-psuh x",
+            "wal-e wal-fetch 000000010000000000000001",
+            "wal-e wal-push",
+            "wal-e -k K --aws-instance-profile version",
+            "wal-e backup-push -p 0 /data",
+            "wal-e backup-fetch -p 0 /data LATEST",
+            "wal-e backup-fetch /data LATEST --blind-restore --restore-spec SOURCE",
+            "wal-e backup-push --cluster-read-rate-limit 0 /data",
+            "wal-e wal-fetch --on-outage promote 00000002.history x",
+            "wal-e backup-list --json --table",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "accepted {line}");
+        }
+    }
+}

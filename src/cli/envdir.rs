@@ -1,0 +1,116 @@
+//! `--envdir DIR`: the environment in a directory, as daemontools' envdir reads it.
+//!
+//! The process starts itself again with the new environment, since other libraries read theirs from the process too.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Tells the process that was started again where its variables came from, so that rotated credentials can be read there.
+pub(super) const SOURCE_VARIABLE: &str = "WAL_EVE_ENVDIR";
+
+/// The command that this one stands for when its arguments name an envdir; none when they do not.
+///
+/// # Errors
+/// When the directory cannot be read: a message for the user.
+pub fn re_execution(args: &[OsString]) -> Result<Option<Command>, String> {
+    let Some((directory, rest)) = split(args) else { return Ok(None) };
+    let failed = |failed: io::Error| format!("could not read the environment directory \"{}\": {failed}", directory.display());
+    let variables = read(&directory).map_err(failed)?;
+    let this = std::env::current_exe().map_err(|failed| format!("could not find the running program: {failed}"))?;
+    let mut command = Command::new(this);
+    command.args(rest).env(SOURCE_VARIABLE, &directory);
+    for (name, value) in variables {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    Ok(Some(command))
+}
+
+/// Takes the global option `--envdir` out of the arguments; the program's own name is dropped.
+fn split(args: &[OsString]) -> Option<(PathBuf, Vec<OsString>)> {
+    let mut rest = Vec::new();
+    let mut directory = None;
+    let mut args = args.iter().skip(1);
+    while let Some(arg) = args.next() {
+        if arg == "--envdir" {
+            directory = Some(PathBuf::from(args.next()?));
+        } else if let Some(value) = arg.as_bytes().strip_prefix(b"--envdir=") {
+            directory = Some(PathBuf::from(OsStr::from_bytes(value)));
+        } else {
+            rest.push(arg.clone());
+        }
+    }
+    directory.map(|directory| (directory, rest))
+}
+
+type Variables = Vec<(OsString, Option<OsString>)>;
+
+/// Each file is a variable: its first line, without trailing blanks, with NUL for newline. An empty file unsets it. Hidden
+/// files and names with `=` are left alone.
+fn read(directory: &Path) -> io::Result<Variables> {
+    let mut variables = Variables::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.as_bytes().starts_with(b".") || name.as_bytes().contains(&b'=') || !entry.path().is_file() {
+            continue;
+        }
+        let contents = fs::read(entry.path())?;
+        variables.push((name, value(&contents)));
+    }
+    Ok(variables)
+}
+
+fn value(contents: &[u8]) -> Option<OsString> {
+    if contents.is_empty() {
+        return None;
+    }
+    let line = contents.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let end = line.iter().rposition(|byte| !matches!(byte, b' ' | b'\t' | b'\r')).map_or(0, |at| at + 1);
+    Some(OsString::from_vec(line[..end].iter().map(|byte| if *byte == 0 { b'\n' } else { *byte }).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_envdirs() {
+        for (contents, expected) in [("v\n", Some("v")), ("v", Some("v")), ("v \t\nmore", Some("v")), ("", None), ("\n", Some("")), ("a\0b", Some("a\nb"))] {
+            assert_eq!(value(contents.as_bytes()).as_deref(), expected.map(OsStr::new), "{contents:?}");
+        }
+    }
+
+    #[test]
+    fn the_option_is_taken_out_wherever_it_stands() {
+        let args = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        for line in ["wal-e --envdir /e wal-push x", "wal-e --envdir=/e wal-push x", "wal-e wal-push --envdir /e x"] {
+            assert_eq!(split(&args(line)), Some(("/e".into(), args("wal-push x"))), "{line}");
+        }
+        assert_eq!(split(&args("wal-e wal-push x")), None);
+        assert_eq!(split(&args("wal-e --envdir")), None, "the parser refuses it");
+    }
+
+    #[test]
+    fn files_become_variables_and_hidden_ones_do_not() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, contents) in [("A", "1\n"), ("B", ""), (".C", "x"), ("D=E", "x")] {
+            fs::write(directory.path().join(name), contents).unwrap();
+        }
+        fs::create_dir(directory.path().join("F")).unwrap();
+        let mut variables = read(directory.path()).unwrap();
+        variables.sort();
+        assert_eq!(variables, [("A".into(), Some("1".into())), ("B".into(), None)]);
+        let command = re_execution(&["wal-e".into(), "--envdir".into(), directory.path().into(), "version".into()]);
+        let command = command.unwrap().unwrap();
+        assert_eq!(command.get_args().collect::<Vec<_>>(), ["version"]);
+        assert!(command.get_envs().any(|(name, value)| name == "B" && value.is_none()));
+        assert!(re_execution(&["wal-e".into(), "--envdir".into(), "/no/such".into()]).is_err());
+    }
+}

@@ -1,0 +1,160 @@
+//! The one place that turns an error into text and an exit status (`README.md`, "Exit status").
+
+use std::error::Error;
+use std::ffi::OsString;
+use std::fmt;
+use std::io::Write as _;
+
+use super::recovery;
+use crate::commands::{CommandError, Kind};
+
+/// What the process ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitStatus(pub u8);
+
+impl ExitStatus {
+    /// Done, durable.
+    pub(super) const DONE: Self = Self(0);
+    /// `wal-fetch`: the archive does not hold the file. Other commands: the user has to change something.
+    pub(super) const USER: Self = Self(1);
+    /// `wal-fetch` never: it is `ABSENT` by another name.
+    pub(super) const ABSENT: Self = Self(1);
+    /// Something went wrong that should not.
+    pub(super) const UNEXPECTED: Self = Self(2);
+    /// Try again later (`EX_TEMPFAIL` of sysexits).
+    pub(super) const LATER: Self = Self(75);
+    /// Above 125, so that PostgreSQL stops recovery instead of taking it for the end of WAL.
+    pub(super) const STOP_RECOVERY: Self = Self(250);
+}
+
+/// Which command an error belongs to, as far as its exit status goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// `archive_command`, whose status must not exceed 125.
+    WalPush,
+    /// `restore_command`: this status whatever went wrong.
+    WalFetch(ExitStatus),
+    /// A person or a script.
+    Other,
+}
+
+/// A failure on its way to the user.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Command(CommandError),
+    /// Arguments or environment that cannot be used: message and hint.
+    Usage(String, Option<String>),
+}
+
+impl From<CommandError> for Failure {
+    fn from(failed: CommandError) -> Self {
+        Self::Command(failed)
+    }
+}
+
+impl Failure {
+    pub(super) fn usage(message: impl Into<String>) -> Self {
+        Self::Usage(message.into(), None)
+    }
+
+    pub(super) fn status(&self, caller: Caller) -> ExitStatus {
+        if let Caller::WalFetch(cannot_say) = caller {
+            return cannot_say;
+        }
+        match self {
+            Self::Usage(..) => ExitStatus::USER,
+            Self::Command(failed) => match failed.kind() {
+                Kind::User => ExitStatus::USER,
+                Kind::Unavailable if caller == Caller::WalPush => ExitStatus::LATER,
+                Kind::Unavailable | Kind::Unexpected => ExitStatus::UNEXPECTED,
+            },
+        }
+    }
+
+    /// Prints message, detail and hint. A closed stderr is no reason to fail anew.
+    pub(super) fn report(&self) {
+        let _ = write!(std::io::stderr().lock(), "{self}");
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(message, hint) => block(f, message, None, hint.as_deref()),
+            Self::Command(failed) => {
+                let message = joined(failed);
+                block(f, &message, failed.detail(), failed.hint().as_deref())
+            }
+        }
+    }
+}
+
+fn block(f: &mut fmt::Formatter<'_>, message: &str, detail: Option<&str>, hint: Option<&str>) -> fmt::Result {
+    writeln!(f, "wal-eve: ERROR:  {message}")?;
+    detail.map_or(Ok(()), |detail| writeln!(f, "wal-eve: DETAIL:  {detail}"))?;
+    hint.map_or(Ok(()), |hint| writeln!(f, "wal-eve: HINT:  {hint}"))
+}
+
+/// The message and those of its sources, each said once.
+pub(super) fn joined(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// What a panic, or arguments that cannot be parsed, end the process with. Goes by the bare arguments, since nothing
+/// else can be relied on then.
+pub fn panic_status(args: &[OsString]) -> ExitStatus {
+    match recovery::cannot_say_status(args) {
+        Some(cannot_say) => cannot_say,
+        None => ExitStatus::UNEXPECTED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{self, StorageError};
+
+    fn storage(kind: storage::Kind) -> Failure {
+        let failed = StorageError::new("read", "s3://b/k", kind, "connection refused").with_hint("Wait.");
+        Failure::Command(failed.into())
+    }
+
+    #[test]
+    fn every_kind_has_its_status() {
+        use storage::Kind;
+        let statuses = |failure: Failure| {
+            let fetch = Caller::WalFetch(ExitStatus::STOP_RECOVERY);
+            [Caller::Other, Caller::WalPush, fetch].map(|caller| failure.status(caller).0)
+        };
+        assert_eq!(statuses(storage(Kind::Unavailable)), [2, 75, 250]);
+        assert_eq!(statuses(storage(Kind::Denied)), [1, 1, 250]);
+        assert_eq!(statuses(storage(Kind::Credentials)), [1, 1, 250]);
+        assert_eq!(statuses(storage(Kind::Misconfigured)), [1, 1, 250]);
+        assert_eq!(statuses(storage(Kind::Other)), [2, 2, 250]);
+        assert_eq!(statuses(Failure::usage("x")), [1, 1, 250]);
+    }
+
+    #[test]
+    fn the_chain_is_joined_once() {
+        let text = storage(storage::Kind::Unavailable).to_string();
+        assert_eq!(text, "wal-eve: ERROR:  could not read \"s3://b/k\": connection refused\nwal-eve: HINT:  Wait.\n");
+    }
+
+    #[test]
+    fn a_panic_in_a_restore_command_never_looks_like_the_end_of_wal() {
+        let status = |line: &str| panic_status(&line.split(' ').map(OsString::from).collect::<Vec<_>>()).0;
+        assert_eq!(status("wal-eve wal-push pg_wal/000000010000000000000001"), 2);
+        assert_eq!(status("wal-eve wal-fetch 000000010000000000000001 /nowhere/pg_wal/RECOVERYXLOG"), 250);
+        assert_eq!(status("wal-eve wal-fecth 000000010000000000000001 /nowhere/pg_wal/RECOVERYXLOG"), 250);
+    }
+}

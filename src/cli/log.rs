@@ -1,0 +1,40 @@
+//! Where log lines go: stderr, which PostgreSQL adds to its own log.
+
+use tracing::Level;
+
+use super::environment::Environment;
+
+/// Starts logging. `terse` leaves warnings and errors; `quiet` is for commands that succeed many times a minute, whose
+/// routine is nobody's news.
+pub(super) fn start(environment: &Environment, terse: bool, quiet: bool) {
+    let destinations = environment.text("WALE_LOG_DESTINATION").unwrap_or_else(|| "stderr".into());
+    let to_stderr = destinations.split(',').any(|word| word == "stderr");
+    let level = match environment.text("WAL_EVE_LOG").as_deref() {
+        Some("debug") => Level::DEBUG,
+        Some("trace") => Level::TRACE,
+        _ if terse || quiet => Level::WARN,
+        _ => Level::INFO,
+    };
+    // syslog alone would hide everything where there is none, so warnings go to stderr in any case
+    let level = if to_stderr { level } else { level.min(Level::WARN) };
+    let started = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .with_timer(Utc)
+        .try_init();
+    // a second start, as in tests, keeps the first
+    drop(started);
+}
+
+/// `2026-11-23T01:38:08Z`
+struct Utc;
+
+impl tracing_subscriber::fmt::time::FormatTime for Utc {
+    fn format_time(&self, w: &mut tracing_subscriber::fmt::format::Writer<'_>) -> std::fmt::Result {
+        let now = time::OffsetDateTime::now_utc();
+        let (hour, minute, second) = now.to_hms();
+        write!(w, "{} {hour:02}:{minute:02}:{second:02} UTC", now.date())
+    }
+}

@@ -1,0 +1,18 @@
+//! The command line: arguments and environment in, options out; values and errors back to text and an exit status.
+
+mod args;
+mod backup_table;
+mod connection;
+mod environment;
+mod envdir;
+mod exit;
+mod log;
+mod next_steps;
+mod progress_line;
+mod recovery;
+mod run;
+mod store;
+
+pub use envdir::re_execution;
+pub use exit::{ExitStatus, panic_status};
+pub use run::run;

@@ -1,0 +1,227 @@
+//! From arguments to a command and back.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::io::Write as _;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use super::args::{BackupFetchArgs, BackupListArgs, BackupPushArgs, Cli, Command, CompressionArgs, WalFetchArgs, WalPushArgs};
+use super::environment::Environment;
+use super::exit::{Caller, ExitStatus, Failure};
+use super::store::ArchiveConfig;
+use super::{backup_table, connection, log, next_steps, progress_line, recovery};
+use crate::commands::backup_fetch::{BackupFetchOptions, TablespaceChoice, backup_fetch};
+use crate::commands::backup_list::{BackupListOptions, backup_list};
+use crate::commands::backup_push::{BackupPushOptions, backup_push};
+use crate::commands::wal_fetch::{Fetched, WalFetchOptions, wal_fetch};
+use crate::commands::wal_push::{Pushed, WalPushOptions, already_pushed, wal_push};
+use crate::formats::lzo1x::Level;
+use crate::storage::retry::RetryPolicy;
+use crate::transfer::progress::Progress;
+
+type Result = std::result::Result<ExitStatus, Failure>;
+
+/// How long `wal-push` and `wal-fetch` keep trying before they hand back to PostgreSQL, which asks again: long enough for a
+/// store's hiccup, short enough that the server's log shows the outage.
+const WAL_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long `wal-fetch` keeps trying outside of standby mode, where giving up stops recovery: 15 min.
+const RECOVERY_PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// Requests under way at once that a backup command may make for each partition of its pool: two parts, and the next one.
+const REQUESTS_PER_PARTITION: usize = 3;
+
+/// Runs the command that `args` name, the program's own name first.
+pub fn run(args: &[OsString]) -> ExitStatus {
+    let environment = Environment::of_process();
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(refused) => return parse_failure(&refused, args),
+    };
+    let Cli { global, command } = cli;
+    let quiet = matches!(command, Command::WalPush(_) | Command::WalFetch(_));
+    log::start(&environment, global.terse, quiet);
+    let caller = match &command {
+        Command::WalPush(_) => Caller::WalPush,
+        Command::WalFetch(fetch) => Caller::WalFetch(recovery::status(fetch.on_outage, &fetch.destination)),
+        _ => Caller::Other,
+    };
+    let config = || ArchiveConfig::new(&global, &environment);
+    let done = match command {
+        Command::Version => {
+            print(&format!("{}\n", env!("CARGO_PKG_VERSION")));
+            Ok(ExitStatus::DONE)
+        }
+        Command::WalPush(args) => config().and_then(|config| push(args, config, &environment)),
+        Command::WalFetch(args) => config().and_then(|config| fetch(args, config, caller)),
+        Command::BackupList(args) => config().and_then(|config| list(args, config)),
+        Command::BackupFetch(args) => config().and_then(|config| restore(args, config)),
+        Command::BackupPush(args) => config().and_then(|config| back_up(args, config, &environment)),
+    };
+    done.unwrap_or_else(|failure| {
+        failure.report();
+        failure.status(caller)
+    })
+}
+
+/// Help and version are results and go to stdout; what cannot be parsed must not look like the end of WAL.
+fn parse_failure(refused: &clap::Error, args: &[OsString]) -> ExitStatus {
+    let _ = refused.print();
+    match refused.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitStatus::DONE,
+        _ => recovery::cannot_say_status(args).unwrap_or(ExitStatus::USER),
+    }
+}
+
+fn push(args: WalPushArgs, config: ArchiveConfig, environment: &Environment) -> Result {
+    let options = WalPushOptions {
+        file: args.segment,
+        // WAL-E takes 0 for 1
+        pool_size: NonZeroUsize::new(args.pool_size).unwrap_or(NonZeroUsize::MIN),
+        level: level(&args.compression, environment)?,
+    };
+    if let Some(report) = already_pushed(|name| config.wal_url(name), &options) {
+        tracing::debug!(?report, "answered from an earlier look-ahead");
+        return Ok(ExitStatus::DONE);
+    }
+    let archive = config.open(patient_for(WAL_PATIENCE), options.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
+    let report = light_runtime().block_on(wal_push(&archive, &options))?;
+    if report.pushed == Pushed::AlreadyIdentical {
+        tracing::debug!("the archive held the same bytes already");
+    }
+    Ok(ExitStatus::DONE)
+}
+
+fn fetch(args: WalFetchArgs, config: ArchiveConfig, caller: Caller) -> Result {
+    let patience = if caller == Caller::WalFetch(ExitStatus::LATER) { WAL_PATIENCE } else { RECOVERY_PATIENCE };
+    let archive = config.open(patient_for(patience), nonzero(REQUESTS_PER_PARTITION));
+    let options = WalFetchOptions { file_name: args.segment, destination: args.destination };
+    match light_runtime().block_on(wal_fetch(&archive, &options))? {
+        Fetched::Restored(_) => Ok(ExitStatus::DONE),
+        Fetched::Absent => Ok(ExitStatus::ABSENT),
+    }
+}
+
+fn list(args: BackupListArgs, config: ArchiveConfig) -> Result {
+    let file_store = config.is_file();
+    let archive = config.open(RetryPolicy::default(), nonzero(8));
+    let wal_e = !args.json && !args.table;
+    // as WAL-E, before anything can fail
+    if wal_e {
+        print(&backup_table::wal_e_header());
+    }
+    let options = BackupListOptions { query: args.query, detail: args.detail };
+    let backups = full_runtime().block_on(backup_list(&archive, &options))?;
+    print(&if args.json {
+        backup_table::json(&backups)
+    } else if args.table {
+        backup_table::table(&backups)
+    } else {
+        backup_table::wal_e_rows(&backups, file_store)
+    });
+    Ok(ExitStatus::DONE)
+}
+
+fn restore(args: BackupFetchArgs, config: ArchiveConfig) -> Result {
+    let tablespaces = match args.restore_spec {
+        _ if args.blind_restore => TablespaceChoice::Blind,
+        None => TablespaceChoice::ExistingLinks,
+        Some(source) if source == Path::new("SOURCE") => TablespaceChoice::AsOnSource,
+        Some(file) => TablespaceChoice::Spec(read_spec(&file)?),
+    };
+    let archive = config.open(RetryPolicy::default(), args.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
+    let options = BackupFetchOptions {
+        directory: args.directory,
+        query: args.name,
+        pool_size: args.pool_size,
+        tablespaces,
+        allow_missing_wal: args.allow_missing_wal,
+    };
+    let report = long_work("restoring", |progress| {
+        let (archive, options) = (&archive, &options);
+        async move { backup_fetch(archive, options, progress).await }
+    })?;
+    print(&next_steps::text(&report));
+    Ok(ExitStatus::DONE)
+}
+
+fn back_up(args: BackupPushArgs, config: ArchiveConfig, environment: &Environment) -> Result {
+    let server = if args.while_offline { None } else { Some(connection::settings(environment)?) };
+    let options = BackupPushOptions {
+        directory: args.directory,
+        server,
+        pool_size: args.pool_size,
+        read_rate_limit: args.cluster_read_rate_limit,
+        fast_checkpoint: args.fast,
+        include_config: args.include_config,
+        wal_timeout: Duration::from_secs(args.wal_timeout),
+        level: level(&args.compression, environment)?,
+    };
+    let archive = config.open(RetryPolicy::default(), args.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
+    let report = long_work("archiving", |progress| {
+        let (archive, options) = (&archive, &options);
+        async move { backup_push(archive, options, progress).await }
+    })?;
+    print(&format!("{}\n", report.name));
+    Ok(ExitStatus::DONE)
+}
+
+/// Runs a command that shows its progress, and logs how it went.
+fn long_work<T, F>(what: &'static str, work: impl FnOnce(Arc<Progress>) -> F) -> std::result::Result<T, Failure>
+where
+    F: Future<Output = crate::commands::Result<T>>,
+{
+    let progress = Arc::new(Progress::default());
+    let began = Instant::now();
+    let done = full_runtime().block_on(progress_line::watched(what, progress.clone(), work(progress.clone())))?;
+    tracing::info!("done {what}: {}", progress_line::summary(&progress, began.elapsed()));
+    Ok(done)
+}
+
+fn read_spec(file: &Path) -> std::result::Result<serde_json::Value, Failure> {
+    let failed = |why: String| {
+        let hint = "Give SOURCE, or a file such as {\"16384\": {\"loc\": \"/new/place/\", \"link\": \"pg_tblspc/16384\"}}.";
+        Failure::Usage(format!("could not read the restore specification \"{}\": {why}", file.display()), Some(hint.into()))
+    };
+    let bytes = std::fs::read(file).map_err(|failure| failed(failure.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|failure| failed(failure.to_string()))
+}
+
+fn level(args: &CompressionArgs, environment: &Environment) -> std::result::Result<Level, Failure> {
+    match (args.lzo_level, environment.text("WALE_LZO_LEVEL").as_deref()) {
+        (Some(level), _) => Ok(level.into()),
+        (None, None | Some("fast")) => Ok(Level::Fast),
+        (None, Some("best")) => Ok(Level::Best),
+        (None, Some(other)) => Err(Failure::Usage(format!("WALE_LZO_LEVEL is \"{other}\""), Some("It should be fast or best.".into()))),
+    }
+}
+
+fn patient_for(total: Duration) -> RetryPolicy {
+    RetryPolicy { total: Some(total), object_deadline: total, ..RetryPolicy::default() }
+}
+
+fn nonzero(number: usize) -> NonZeroUsize {
+    NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// For commands that are over in milliseconds: no worker threads; CPU work still goes to threads of its own.
+fn light_runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("the system gives a process an event queue")
+}
+
+fn full_runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the system gives a process threads")
+}
+
+/// Results. A reader that has gone away is not this command's failure.
+fn print(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+

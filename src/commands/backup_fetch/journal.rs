@@ -1,0 +1,152 @@
+//! Which partitions of which backup are restored already, so that an interrupted restore goes on where it stopped.
+//!
+//! What was written survives the death of the process but, not being fsynced before the end, not that of the machine. So
+//! the journal carries the boot's identity and counts for nothing after another boot.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::commands::{CommandError, Result};
+use crate::formats::backup_name::BackupName;
+use crate::fs::staged::StagedFile;
+
+/// The journal's file in its directory.
+const FILE: &str = "journal.json";
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    backup: String,
+    prefix: String,
+    boot_id: String,
+    partitions_done: BTreeSet<u32>,
+}
+
+/// An open journal.
+#[derive(Debug)]
+pub(super) struct Journal {
+    path: PathBuf,
+    record: Mutex<Record>,
+    resumed: bool,
+    lock: fs::File,
+}
+
+impl Journal {
+    /// Opens the journal in `directory`, which is made if it is not there. A journal of another backup is refused.
+    pub(super) fn open(directory: PathBuf, name: &BackupName, prefix: &str) -> Result<Self> {
+        match fs::create_dir(&directory) {
+            Err(exists) if exists.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(CommandError::file("create directory", &directory))?,
+        }
+        let lock = lock(&directory)?;
+        let path = directory.join(FILE);
+        let boot_id = boot_id();
+        let fresh = Record { backup: name.to_string(), prefix: prefix.to_owned(), boot_id, partitions_done: BTreeSet::new() };
+        let found = match fs::read(&path) {
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => None,
+            read => serde_json::from_slice::<Record>(&read.map_err(CommandError::file("read", &path))?).ok(),
+        };
+        let resumed = found.is_some();
+        let record = match found {
+            Some(found) if (&found.backup, &found.prefix) != (&fresh.backup, &fresh.prefix) => {
+                return Err(CommandError::refused(format!("\"{}\" holds an interrupted restore of another backup", directory.display()))
+                    .with_detail(format!("It is of {} from \"{}\".", found.backup, found.prefix))
+                    .with_hint("Finish that restore with the same command as before, or empty the data directory."));
+            }
+            Some(found) if found.boot_id == fresh.boot_id && !found.boot_id.is_empty() => {
+                tracing::info!(partitions = found.partitions_done.len(), "taking up an interrupted restore");
+                found
+            }
+            Some(_) => {
+                tracing::warn!("the machine was restarted since this restore was interrupted: starting it over");
+                fresh
+            }
+            None => fresh,
+        };
+        let journal = Self { path, record: Mutex::new(record), resumed, lock };
+        journal.write(&journal.record.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Ok(journal)
+    }
+
+    /// Whether an earlier run had begun this restore.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    pub(super) fn is_done(&self, partition: u32) -> bool {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).partitions_done.contains(&partition)
+    }
+
+    /// Notes that `partition` is extracted.
+    pub(super) fn record(&self, partition: u32) -> Result<()> {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.partitions_done.insert(partition);
+        self.write(&record)
+    }
+
+    fn write(&self, record: &Record) -> Result<()> {
+        let write = || {
+            let staged = StagedFile::create(&self.path)?;
+            staged.file().write_all(&serde_json::to_vec(record)?)?;
+            staged.publish()
+        };
+        // held so that the lock lives as long as anything may be written
+        let _ = &self.lock;
+        write().map_err(CommandError::file("write", &self.path))
+    }
+}
+
+/// Two restores into one directory would each overwrite what the other has checked.
+fn lock(directory: &Path) -> Result<fs::File> {
+    use rustix::fs::{FlockOperation, flock};
+    let opened = fs::File::open(directory).map_err(CommandError::file("open", directory))?;
+    flock(&opened, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        CommandError::refused(format!("another restore into \"{}\" is running", directory.parent().unwrap_or(directory).display()))
+            .with_hint("Wait for it to end.")
+    })?;
+    Ok(opened)
+}
+
+/// Empty where the system does not tell, and then nothing is ever taken up.
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> BackupName {
+        "base_000000010000000000000002_00000040".parse().unwrap()
+    }
+
+    #[test]
+    fn what_was_done_is_known_to_the_next_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path().join("j");
+        let first = Journal::open(at.clone(), &name(), "s3://b/p/").unwrap();
+        first.record(3).unwrap();
+        assert!(Journal::open(at.clone(), &name(), "s3://b/p/").is_err(), "locked");
+        drop(first);
+        let second = Journal::open(at.clone(), &name(), "s3://b/p/").unwrap();
+        assert!(second.is_resumed() && second.is_done(3) && !second.is_done(2));
+        drop(second);
+        assert!(Journal::open(at, &name(), "s3://b/other/").is_err(), "another archive");
+    }
+
+    #[test]
+    fn nothing_is_believed_after_another_boot() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Journal::open(directory.path().into(), &name(), "p").unwrap();
+        first.record(3).unwrap();
+        drop(first);
+        let path = directory.path().join(FILE);
+        let text = fs::read_to_string(&path).unwrap().replace(&boot_id(), "another");
+        fs::write(&path, text).unwrap();
+        assert!(!Journal::open(directory.path().into(), &name(), "p").unwrap().is_done(3));
+    }
+}

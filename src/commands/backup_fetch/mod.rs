@@ -1,0 +1,211 @@
+//! `backup-fetch`: a base backup to a data directory that PostgreSQL can start on.
+//!
+//! The order is what makes it safe. `global/pg_control` is held back beside the journal until every part is extracted,
+//! checked and durable, so a directory that is half restored can never be started; an interrupted restore is taken up again
+//! where its journal ends.
+
+mod journal;
+mod next_steps;
+mod partitions;
+mod tablespaces;
+mod target;
+
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use serde_json::Value;
+
+use self::journal::Journal;
+pub use self::next_steps::NextSteps;
+use self::target::Target;
+use super::archive::Archive;
+use super::wal_continuity::{self, SegmentRange};
+use super::{CommandError, Result, backup_query};
+use crate::formats::backup_name::BackupName;
+use crate::formats::restore_spec::RestoreSpec;
+use crate::formats::sentinel::Sentinel;
+use crate::formats::wal_name::SegmentName;
+use crate::fs::filesystem_sync::FilesystemSync;
+use crate::transfer::off_async;
+use crate::transfer::partition_download::download_partition;
+use crate::transfer::progress::Progress;
+use crate::transfer::wal_download;
+
+/// Where tablespaces go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TablespaceChoice {
+    /// To the links that are in `pg_tblspc` already: every tablespace of the backup must have one.
+    ExistingLinks,
+    /// `--blind-restore`: to the links that are there, and to real directories where there are none.
+    Blind,
+    /// `--restore-spec SOURCE`: to links that are made, to where they led on the source.
+    AsOnSource,
+    /// `--restore-spec FILE`: to links that are made as the file says; its keys replace those of the backup.
+    Spec(Value),
+}
+
+/// What to restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupFetchOptions {
+    /// The data directory to make.
+    pub directory: PathBuf,
+    /// `LATEST` or a backup's name.
+    pub query: String,
+    /// How many partitions to fetch at once.
+    pub pool_size: NonZeroUsize,
+    /// Where tablespaces go.
+    pub tablespaces: TablespaceChoice,
+    /// Whether to go on when the archive lacks WAL that the backup needs.
+    pub allow_missing_wal: bool,
+}
+
+/// What was restored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupFetchReport {
+    /// Which backup.
+    pub name: BackupName,
+    /// The data directory.
+    pub directory: PathBuf,
+    /// The sum of the files' sizes in bytes, without what an earlier, interrupted run had restored.
+    pub bytes: u64,
+    /// Partitions that an earlier, interrupted run had restored already.
+    pub resumed_partitions: usize,
+    /// What the user has to do before the server can start.
+    pub next_steps: NextSteps,
+}
+
+/// Restores a base backup.
+pub async fn backup_fetch(archive: &Archive, options: &BackupFetchOptions, progress: Arc<Progress>) -> Result<BackupFetchReport> {
+    let backup = backup_query::resolve(archive, &options.query).await?;
+    let name = backup.name;
+    let sentinel = backup_query::sentinel(archive, &name).await?;
+    let spec = restore_spec(&sentinel, &options.tablespaces)?;
+    let directory = target_directory(options, &spec)?;
+    tracing::info!(backup = %name, directory = %directory.display(), "restoring a base backup");
+
+    let partitions = partitions::list(archive, &name).await?;
+    check_wal(archive, &name, &sentinel, options.allow_missing_wal).await?;
+    progress.set_total(sentinel.expanded_size_bytes);
+    progress.set_parts_total(partitions.len() as u64);
+
+    let prepared = {
+        let (directory, name, choice) = (directory.clone(), name.clone(), options.tablespaces.clone());
+        let prefix = archive.store.url(archive.layout.prefix());
+        off_async(move || prepare(directory, &name, &prefix, &choice, spec.as_ref())).await?
+    };
+    let (target, journal, syncs) = prepared;
+    let destination = Arc::new(target.destination());
+    let resumed_partitions = partitions.iter().filter(|part| journal.is_done(part.number)).count();
+    (0..resumed_partitions).for_each(|_| progress.part_done());
+
+    let journal = Arc::new(journal);
+    let bytes = stream::iter(partitions.iter().filter(|part| !journal.is_done(part.number)))
+        .map(|part| {
+            let (destination, progress, journal) = (destination.clone(), progress.clone(), journal.clone());
+            async move {
+                let extracted = download_partition(&*archive.store, &part.key, destination, progress.clone()).await?;
+                let number = part.number;
+                off_async(move || journal.record(number)).await?;
+                progress.part_done();
+                tracing::info!(partition = number, members = extracted.members, bytes = extracted.bytes, "partition restored");
+                Result::Ok(extracted.bytes)
+            }
+        })
+        .buffer_unordered(options.pool_size.get())
+        .try_fold(0, |sum, bytes| std::future::ready(Ok(sum + bytes)))
+        .await?;
+
+    let next_steps = off_async(move || finish(&target, syncs)).await?;
+    Ok(BackupFetchReport { name, directory, bytes, resumed_partitions, next_steps })
+}
+
+/// The backup's own specification with the user's over it; none for backups that have none (WAL-E up to 0.6).
+fn restore_spec(sentinel: &Sentinel, choice: &TablespaceChoice) -> Result<Option<RestoreSpec>> {
+    let empty = Value::Object(serde_json::Map::new());
+    let unusable = |failed| CommandError::refused("the restore specification cannot be used").with_detail(format!("{failed}."));
+    match (choice, &sentinel.spec) {
+        (TablespaceChoice::Spec(file), recorded) => {
+            let base = recorded.as_ref().unwrap_or(&empty);
+            // where the source lay is no reason to restore there: only the file itself may say so
+            let mut merged = RestoreSpec::from_json(base, Some(file)).map_err(unusable)?;
+            merged.base_prefix = RestoreSpec::from_json(&empty, Some(&with_base_prefix_only(file))).map_err(unusable)?.base_prefix;
+            Ok(Some(merged))
+        }
+        (_, None) => Ok(None),
+        (_, Some(recorded)) => {
+            let recorded = RestoreSpec::from_json(recorded, None).map_err(unusable)?;
+            Ok(Some(RestoreSpec { base_prefix: None, ..recorded }))
+        }
+    }
+}
+
+fn with_base_prefix_only(file: &Value) -> Value {
+    let mut kept = serde_json::Map::new();
+    if let Some(base_prefix) = file.get("base_prefix") {
+        kept.insert("base_prefix".into(), base_prefix.clone());
+    }
+    kept.into()
+}
+
+fn target_directory(options: &BackupFetchOptions, spec: &Option<RestoreSpec>) -> Result<PathBuf> {
+    let chosen = spec.as_ref().and_then(|spec| spec.base_prefix.as_ref()).map(PathBuf::from);
+    let directory = chosen.unwrap_or_else(|| options.directory.clone());
+    std::path::absolute(&directory).map_err(CommandError::file("find", &directory))
+}
+
+type Prepared = (Target, Journal, Vec<FilesystemSync>);
+
+/// Makes the directories and links, or takes up an interrupted restore.
+fn prepare(directory: PathBuf, name: &BackupName, prefix: &str, choice: &TablespaceChoice, spec: Option<&RestoreSpec>) -> Result<Prepared> {
+    let target = Target::open(directory, choice, spec)?;
+    let journal = Journal::open(target.journal_directory(), name, prefix)?;
+    let links = tablespaces::prepare(target.root(), choice, spec, journal.is_resumed())?;
+    // opened before the first write, so that a failed write is reported at the end
+    let places = std::iter::once(target.root().to_owned()).chain(links.iter().map(|link| target.root().join(link)));
+    let syncs = places
+        .map(|place| FilesystemSync::begin(&place).map_err(CommandError::file("open directory", &place)))
+        .collect::<Result<_>>()?;
+    Ok((target.with_links(links), journal, syncs))
+}
+
+/// Makes everything durable, then, last of all, the control file appear.
+fn finish(target: &Target, syncs: Vec<FilesystemSync>) -> Result<NextSteps> {
+    let control = target.held_back_control_file()?;
+    tablespaces::rewrite_map(target.root())?;
+    for sync in syncs {
+        sync.finish().map_err(CommandError::file("make durable what lies under", target.root()))?;
+    }
+    target.publish_control_file()?;
+    let next_steps = NextSteps::of(target.root(), &control);
+    fs::remove_dir_all(target.journal_directory()).map_err(CommandError::file("remove", target.journal_directory()))?;
+    Ok(next_steps)
+}
+
+/// Refuses to spend hours on a backup that cannot become consistent.
+async fn check_wal(archive: &Archive, name: &BackupName, sentinel: &Sentinel, allow_missing: bool) -> Result<()> {
+    let Ok(last) = sentinel.stop_segment.parse::<SegmentName>() else { return Ok(()) };
+    // WAL-E's offline backups need no WAL to be consistent, and their names may be wrong (§4.9)
+    let offline = last == name.segment() && sentinel.stop_offset == name.offset();
+    if offline || last.timeline() != name.segment().timeline() {
+        return Ok(());
+    }
+    let first = name.segment();
+    let key = archive.layout.wal(&first.to_string());
+    let missing = match wal_download::segment_size(&*archive.store, &key, first).await? {
+        Some(size) => wal_continuity::missing(archive, SegmentRange { first, last, size }).await?,
+        None => vec![first],
+    };
+    let Some(example) = missing.first() else { return Ok(()) };
+    let message = format!("the archive lacks {} of the WAL segments that backup {name} needs", missing.len());
+    let detail = format!("The first one missing is {example}; it needs {first} to {last}, under \"{}\".", archive.store.url(&archive.layout.wal_directory()));
+    if allow_missing {
+        tracing::warn!("{message}: {detail}");
+        return Ok(());
+    }
+    Err(CommandError::refused(message)
+        .with_detail(detail)
+        .with_hint("Without them the server stops with \"WAL ends before end of online backup\". Choose another backup, or use --allow-missing-wal if they are elsewhere."))
+}

@@ -1,0 +1,98 @@
+//! The links of `pg_tblspc`, and the server's map of them.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::TablespaceChoice;
+use crate::commands::{CommandError, Result};
+use crate::formats::restore_spec::{RestoreSpec, SpecTablespace};
+use crate::pg::data_directory;
+use crate::pg::tablespace_map::TablespaceMap;
+
+const LINKS: &str = "pg_tblspc";
+
+/// Makes or checks the tablespaces' links; gives those that members may be written through, relative to `root`.
+pub(super) fn prepare(root: &Path, choice: &TablespaceChoice, spec: Option<&RestoreSpec>, resumed: bool) -> Result<BTreeSet<PathBuf>> {
+    let tablespaces = spec.map_or(&[][..], |spec| &spec.tablespaces);
+    match choice {
+        TablespaceChoice::AsOnSource | TablespaceChoice::Spec(_) => {
+            tablespaces.iter().try_for_each(|space| make(root, space, resumed))?;
+        }
+        TablespaceChoice::ExistingLinks => {
+            let missing: Vec<_> = tablespaces.iter().filter(|space| !is_link_to_directory(&root.join(&space.link))).collect();
+            if !missing.is_empty() {
+                return Err(missing_links(missing.into_iter().map(|space| space.name.clone())));
+            }
+        }
+        TablespaceChoice::Blind => {}
+    }
+    existing_links(root)
+}
+
+/// What to say when tablespaces have no link to go through.
+pub(super) fn missing_links(names: impl Iterator<Item = String>) -> CommandError {
+    let names = names.collect::<Vec<_>>().join(", ");
+    CommandError::refused("the backup has tablespaces that have no link in pg_tblspc")
+        .with_detail(format!("No symbolic link to a directory is there for: {names}."))
+        .with_hint("Make the directories and links first, or use --restore-spec SOURCE to make them as on the source, --restore-spec FILE to choose other places, or --blind-restore to restore them into the data directory.")
+}
+
+fn make(root: &Path, space: &SpecTablespace, resumed: bool) -> Result<()> {
+    let location = PathBuf::from(&space.location);
+    if !resumed && !data_directory::is_empty(&location)? {
+        return Err(CommandError::refused(format!("the directory \"{}\" of tablespace {} is not empty", location.display(), space.name))
+            .with_detail("A running server beside this restore may be using it.")
+            .with_hint("Choose another place with --restore-spec FILE, or empty it if it is not needed any more."));
+    }
+    let directory = |path: &Path| {
+        let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
+        made.map_err(CommandError::file("create directory", path))
+    };
+    directory(&root.join(LINKS))?;
+    directory(&location)?;
+    let link = root.join(&space.link);
+    match std::os::unix::fs::symlink(&location, &link) {
+        Err(exists) if exists.kind() == io::ErrorKind::AlreadyExists && fs::read_link(&link).is_ok_and(|text| text == location) => Ok(()),
+        made => made.map_err(CommandError::file("create symbolic link", &link)),
+    }
+}
+
+fn existing_links(root: &Path) -> Result<BTreeSet<PathBuf>> {
+    let directory = root.join(LINKS);
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(failed) => return Err(CommandError::file("read directory", &directory)(failed)),
+    };
+    let mut links = BTreeSet::new();
+    for entry in entries {
+        let entry = entry.map_err(CommandError::file("read directory", &directory))?;
+        if is_link_to_directory(&entry.path()) {
+            links.insert(Path::new(LINKS).join(entry.file_name()));
+        }
+    }
+    Ok(links)
+}
+
+fn is_link_to_directory(path: &Path) -> bool {
+    path.is_symlink() && path.is_dir()
+}
+
+/// Points `tablespace_map` to the links that are really there, and drops real directories from it: the server would make
+/// the *original* links again when it first starts, into the live source's tablespaces if that is on the same host.
+pub(super) fn rewrite_map(root: &Path) -> Result<()> {
+    let path = root.join("tablespace_map");
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(failed) => return Err(CommandError::file("read", &path)(failed)),
+    };
+    let relocated = TablespaceMap::parse(&bytes)?.relocated(|space| fs::read_link(root.join(LINKS).join(&space.oid_name)).ok());
+    if relocated.tablespaces.is_empty() {
+        return fs::remove_file(&path).map_err(CommandError::file("remove", &path));
+    }
+    fs::write(&path, relocated.to_bytes()).map_err(CommandError::file("write", &path))
+}

@@ -1,0 +1,133 @@
+//! The data directory that a restore makes.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use super::TablespaceChoice;
+use crate::commands::{CommandError, Result};
+use crate::formats::restore_spec::RestoreSpec;
+use crate::pg::control_file::ControlFile;
+use crate::pg::data_directory::{self, Postmaster};
+use crate::transfer::extract::Destination;
+
+/// Holds the journal and what is published last; there only while a restore is unfinished.
+const JOURNAL_DIRECTORY: &str = ".wal-eve-restore";
+
+/// The control file while it is held back.
+const HELD_BACK: &str = "pg_control";
+
+/// A directory that may be restored into.
+#[derive(Debug)]
+pub(super) struct Target {
+    root: PathBuf,
+    links: BTreeSet<PathBuf>,
+}
+
+impl Target {
+    /// Refuses a directory that a server uses or that holds something else than an interrupted restore; makes it, for its
+    /// owner only, if it is not there.
+    pub(super) fn open(root: PathBuf, choice: &TablespaceChoice, spec: Option<&RestoreSpec>) -> Result<Self> {
+        if let Postmaster::Present { pid } = data_directory::postmaster_in(&root)? {
+            let pid = pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+            return Err(CommandError::refused("attempting to overwrite a live data directory")
+                .with_detail(format!("\"{}\" has a postmaster.pid, of process {pid}.", root.display()))
+                .with_hint("Stop the server and restore into an empty directory. If no server runs there, remove postmaster.pid."));
+        }
+        if !root.join(JOURNAL_DIRECTORY).is_dir() {
+            refuse_unless_free(&root, choice)?;
+        }
+        if !root.exists()
+            && *choice == TablespaceChoice::ExistingLinks
+            && let Some(spec) = spec.filter(|spec| !spec.tablespaces.is_empty())
+        {
+            return Err(super::tablespaces::missing_links(spec.tablespaces.iter().map(|space| space.name.clone())));
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(CommandError::file("create directory", &root))?;
+        Ok(Self { root, links: BTreeSet::new() })
+    }
+
+    pub(super) fn with_links(self, links: BTreeSet<PathBuf>) -> Self {
+        Self { links, ..self }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn journal_directory(&self) -> PathBuf {
+        self.root.join(JOURNAL_DIRECTORY)
+    }
+
+    pub(super) fn destination(&self) -> Destination {
+        Destination {
+            root: self.root.clone(),
+            tablespace_links: self.links.clone(),
+            held_back: vec![("global/pg_control".into(), self.journal_directory().join(HELD_BACK))],
+            // backups of WAL-E before 0.7 may have it, and a server would believe that another one runs
+            left_out: vec!["postmaster.pid".into(), JOURNAL_DIRECTORY.into()],
+            restore_owner: rustix::process::geteuid().is_root(),
+        }
+    }
+
+    /// The control file that the backup held, if it is a good one.
+    pub(super) fn held_back_control_file(&self) -> Result<Option<ControlFile>> {
+        let path = self.journal_directory().join(HELD_BACK);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
+                return Err(CommandError::refused("the backup holds no global/pg_control")
+                    .with_hint("No server can start on it. Choose another backup with backup-list."));
+            }
+            Err(failed) => return Err(CommandError::file("read", &path)(failed)),
+        };
+        match ControlFile::parse(&bytes) {
+            Ok(control) => Ok(Some(control)),
+            Err(unknown) if unknown.kind() == crate::pg::Kind::UnknownVersion => {
+                tracing::warn!(error = %unknown, "the control file is of a version that cannot be checked");
+                Ok(None)
+            }
+            Err(damaged) => Err(CommandError::refused("the backup's global/pg_control is damaged")
+                .with_detail(format!("{damaged}."))
+                .with_hint("It was torn when it was read, or the archive is damaged. Choose another backup with backup-list.")),
+        }
+    }
+
+    /// The restore's last step: from here on a server can start.
+    pub(super) fn publish_control_file(&self) -> Result<()> {
+        let (held_back, published) = (self.journal_directory().join(HELD_BACK), self.root.join("global/pg_control"));
+        let publish = || {
+            fs::create_dir_all(self.root.join("global"))?;
+            fs::rename(&held_back, &published)?;
+            File::open(&published)?.sync_all()?;
+            File::open(self.root.join("global"))?.sync_all()?;
+            File::open(&self.root)?.sync_all()
+        };
+        publish().map_err(CommandError::file("publish", &published))
+    }
+}
+
+/// Only `pg_tblspc` with links in it may be there beforehand.
+fn refuse_unless_free(root: &Path, choice: &TablespaceChoice) -> Result<()> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(failed) => return Err(CommandError::file("read directory", root)(failed)),
+    };
+    if data_directory::looks_finished(root)? {
+        return Err(CommandError::refused(format!("\"{}\" holds a data directory already", root.display()))
+            .with_hint("Restore into an empty directory, or remove what is there if it is not needed any more."));
+    }
+    let links_may_be_there = matches!(choice, TablespaceChoice::ExistingLinks | TablespaceChoice::Blind);
+    for entry in entries {
+        let entry = entry.map_err(CommandError::file("read directory", root))?;
+        if !(links_may_be_there && entry.file_name() == "pg_tblspc") {
+            return Err(CommandError::refused(format!("directory \"{}\" is not empty", root.display()))
+                .with_detail(format!("It holds \"{}\".", entry.file_name().display()))
+                .with_hint("Restore into an empty directory. Only pg_tblspc with links for the tablespaces may be there before."));
+        }
+    }
+    Ok(())
+}

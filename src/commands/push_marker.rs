@@ -1,0 +1,96 @@
+//! What a look-ahead push leaves behind, so that the call in which PostgreSQL hands the segment over is answered without
+//! asking the archive.
+//!
+//! A marker is believed only when the object's address, the cluster's identity, the name, the size, the change time and the
+//! contents all still match: a marker alone may have come along in a snapshot or been left by another configuration. It is
+//! not fsynced: a lost one costs a push, a torn one does not parse.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{CommandError, Result};
+use crate::formats::backup_manifest::hex;
+use crate::formats::wal_name::SegmentName;
+use crate::fs::staged::StagedFile;
+use crate::transfer::wal_upload::Fingerprint;
+
+/// The record that a segment is durable in the archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct PushMarker {
+    /// The object's whole address.
+    url: String,
+    system_identifier: u64,
+    name: String,
+    size: u64,
+    mtime_ns: i128,
+    sha256: String,
+}
+
+impl PushMarker {
+    pub(super) fn new(url: String, system_identifier: u64, name: SegmentName, file: &Fingerprint) -> Self {
+        let sha256 = hex(&file.sha256);
+        Self { url, system_identifier, name: name.to_string(), size: file.size, mtime_ns: file.mtime_ns, sha256 }
+    }
+
+    /// Whether it is about a file of this size and change time at this address: what can be told without reading the file.
+    pub(super) fn may_match(&self, url: &str, size: u64, mtime_ns: i128) -> bool {
+        self.url == url && self.size == size && self.mtime_ns == mtime_ns
+    }
+}
+
+/// The directory of the markers below a `pg_wal`.
+pub(super) struct PushMarkers {
+    directory: PathBuf,
+}
+
+impl PushMarkers {
+    /// `.wal-e` is WAL-E's own name there, which its base backups leave out.
+    pub(super) fn of(wal_directory: &Path) -> Self {
+        Self { directory: wal_directory.join(".wal-e/pushed") }
+    }
+
+    /// The marker for `name`, if there is one that can be read.
+    pub(super) fn read(&self, name: SegmentName) -> Option<PushMarker> {
+        serde_json::from_slice(&fs::read(self.path(name)).ok()?).ok()
+    }
+
+    pub(super) fn write(&self, name: SegmentName, marker: &PushMarker) -> Result<()> {
+        use std::io::Write as _;
+        let path = self.path(name);
+        let write = || {
+            fs::create_dir_all(&self.directory)?;
+            let staged = StagedFile::create(&path)?;
+            staged.file().write_all(&serde_json::to_vec(marker)?)?;
+            staged.publish()
+        };
+        write().map_err(CommandError::file("write", &path))
+    }
+
+    /// Removes the marker for `name`, if there is one.
+    pub(super) fn remove(&self, name: SegmentName) {
+        let _ = fs::remove_file(self.path(name));
+    }
+
+    /// Removes the markers of segments that PostgreSQL does not wait for any more.
+    pub(super) fn keep_only(&self, wanted: impl Fn(SegmentName) -> bool) -> io::Result<()> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name().to_str().and_then(|text| text.parse::<SegmentName>().ok());
+            if !name.is_some_and(&wanted) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, name: SegmentName) -> PathBuf {
+        self.directory.join(name.to_string())
+    }
+}

@@ -1,0 +1,42 @@
+//! `wal-fetch`: one file of the archive for PostgreSQL's recovery.
+
+use std::path::PathBuf;
+
+use super::archive::Archive;
+use super::{CommandError, Result};
+use crate::formats::wal_name::WalName;
+use crate::transfer::wal_download::{Downloaded, download_wal};
+use crate::transfer::{self, TransferError};
+
+/// What to fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalFetchOptions {
+    /// The file's name, as PostgreSQL's `%f` gives it.
+    pub file_name: String,
+    /// Where to put it, as PostgreSQL's `%p` gives it.
+    pub destination: PathBuf,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetched {
+    /// The file is at its destination, whole and checked.
+    Restored(Downloaded),
+    /// The store said, just now, that the archive does not hold it.
+    Absent,
+}
+
+/// Fetches one file. Everything but [`Fetched::Absent`] and success is an error: it says nothing about what the archive holds.
+pub async fn wal_fetch(archive: &Archive, options: &WalFetchOptions) -> Result<Fetched> {
+    if options.file_name.is_empty() || options.file_name.contains('/') {
+        return Err(CommandError::refused(format!("\"{}\" is not the name of a WAL file", options.file_name))
+            .with_hint("Use restore_command = 'wal-eve wal-fetch %f %p'."));
+    }
+    let name: Option<WalName> = options.file_name.parse().ok();
+    let key = archive.layout.wal(&options.file_name);
+    match download_wal(&*archive.store, &key, name.as_ref(), &options.destination).await {
+        Ok(downloaded) => Ok(Fetched::Restored(downloaded)),
+        Err(failed @ TransferError::Storage(_)) if failed.kind() == transfer::Kind::NotFound => Ok(Fetched::Absent),
+        Err(failed) => Err(failed.into()),
+    }
+}

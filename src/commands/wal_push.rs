@@ -1,0 +1,215 @@
+//! `wal-push`: the file that PostgreSQL hands over, and, while its backlog lasts, the segments that it will hand over next.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream;
+
+use super::archive::Archive;
+use super::push_marker::{PushMarker, PushMarkers};
+use super::{CommandError, Result};
+use crate::formats::lzo1x::Level;
+use crate::formats::wal_name::{SegmentName, WalName};
+use crate::formats::wal_page::{LONG_HEADER_LEN, LongPageHeader};
+use crate::pg::archive_status;
+use crate::transfer::off_async;
+use crate::transfer::wal_upload::{self, Fingerprint, Outcome, upload_wal};
+
+/// How many plain bytes the files under way at once may have, at least one file whatever its size: 64 MiB, which with their
+/// compressed copies keeps the process below 160 MiB.
+const BYTES_IN_FLIGHT: u64 = 64 << 20;
+
+/// How long look-ahead may go on once the file that was asked for is archived.
+const LOOK_AHEAD_GRACE: Duration = Duration::from_secs(30);
+
+/// What to push.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalPushOptions {
+    /// The file, as PostgreSQL's `%p` gives it.
+    pub file: PathBuf,
+    /// How many files to push at once: one and what waits after it.
+    pub pool_size: NonZeroUsize,
+    /// How hard to compress.
+    pub level: Level,
+}
+
+/// How the file that was asked for came to be in the archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushed {
+    /// It is new there.
+    Stored,
+    /// The same bytes were there.
+    AlreadyIdentical,
+    /// An earlier call's look-ahead had stored it.
+    AheadOfTime,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalPushReport {
+    /// The file that was asked for.
+    pub pushed: Pushed,
+    /// The segments pushed beyond it.
+    pub ahead: Vec<SegmentName>,
+}
+
+/// Answers from a marker when an earlier look-ahead has stored the very file already. Needs no store, hence no network.
+pub fn already_pushed(url_of: impl Fn(&str) -> String, options: &WalPushOptions) -> Option<WalPushReport> {
+    let name = segment_name(&options.file)?;
+    let markers = PushMarkers::of(directory_of(&options.file));
+    let marker = markers.read(name)?;
+    let url = url_of(&name.to_string());
+    let (size, mtime_ns) = wal_upload::size_and_mtime(&File::open(&options.file).ok()?).ok()?;
+    if !marker.may_match(&url, size, mtime_ns) {
+        return None;
+    }
+    let now = wal_upload::fingerprint(&options.file).ok()?;
+    let identifier = system_identifier(&options.file)?;
+    if marker != PushMarker::new(url, identifier, name, &now) {
+        return None;
+    }
+    // a crash before PostgreSQL's own note is durable asks again, and the archive then answers
+    markers.remove(name);
+    Some(WalPushReport { pushed: Pushed::AheadOfTime, ahead: Vec::new() })
+}
+
+/// Archives the file, and looks ahead. Returns well only when the file is durable in the archive; a failed look-ahead is
+/// only logged, since PostgreSQL will hand that segment over itself.
+pub async fn wal_push(archive: &Archive, options: &WalPushOptions) -> Result<WalPushReport> {
+    let file_name = file_name(&options.file)?.to_owned();
+    let key = archive.layout.wal(&file_name);
+    let pushing = async {
+        let pushed = upload_wal(&*archive.store, &key, &options.file, options.level).await;
+        pushed.map_err(|failed| explain_missing(failed.into(), &options.file))
+    };
+    if options.pool_size.get() == 1 {
+        let (_, outcome) = pushing.await?;
+        return Ok(WalPushReport { pushed: outcome.into(), ahead: Vec::new() });
+    }
+    let mut ahead = Vec::new();
+    let pushed = {
+        let looking_ahead = look_ahead(archive, options, &mut ahead);
+        futures::pin_mut!(pushing, looking_ahead);
+        // whichever ends first; a failure ends both, since PostgreSQL will call again
+        match futures::future::select(pushing, looking_ahead).await {
+            futures::future::Either::Left((pushed, looking_ahead)) => {
+                let pushed = pushed?;
+                let _ = tokio::time::timeout(LOOK_AHEAD_GRACE, looking_ahead).await;
+                pushed
+            }
+            futures::future::Either::Right(((), pushing)) => pushing.await?,
+        }
+    };
+    let (_, outcome) = pushed;
+    Ok(WalPushReport { pushed: outcome.into(), ahead })
+}
+
+impl From<Outcome> for Pushed {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Stored => Self::Stored,
+            Outcome::AlreadyIdentical => Self::AlreadyIdentical,
+        }
+    }
+}
+
+/// Pushes the segments that wait in `archive_status`, which is PostgreSQL's own and only read here.
+async fn look_ahead(archive: &Archive, options: &WalPushOptions, done: &mut Vec<SegmentName>) {
+    let directory = directory_of(&options.file).to_owned();
+    let asked_for = file_name(&options.file).ok().and_then(|name| name.parse::<WalName>().ok());
+    let limit = options.pool_size;
+    let listed = {
+        let directory = directory.clone();
+        off_async(move || archive_status::ready(&directory, asked_for.as_ref(), limit)).await
+    };
+    let waiting = match listed {
+        Ok(waiting) => waiting,
+        Err(failed) => return tracing::warn!(error = %failed, "not looking ahead"),
+    };
+    let waiting: Vec<SegmentName> = waiting
+        .into_iter()
+        .filter_map(|name| if let WalName::Segment(segment) = name { Some(segment) } else { None })
+        .take(options.pool_size.get() - 1)
+        .collect();
+    let markers = PushMarkers::of(&directory);
+    if let Err(failed) = markers.keep_only(|name| waiting.contains(&name)) {
+        tracing::warn!(error = %failed, "could not clear old look-ahead markers");
+    }
+    let mut sizes = waiting.iter().map(|name| directory.join(name.to_string()).metadata().map_or(0, |file| file.len()));
+    // the file that was asked for is the first of the window
+    let width = usize::try_from(BYTES_IN_FLIGHT / sizes.clone().max().unwrap_or(0).max(1)).unwrap_or(usize::MAX);
+    let width = width.clamp(1, options.pool_size.get());
+    if sizes.all(|size| size == 0) {
+        return;
+    }
+    // in the server's order, so that what is done is what it asks for next
+    let mut pushes = Box::pin(
+        stream::iter(waiting).map(|name| push_ahead(archive, &directory, name, options.level, &markers)).buffered(width),
+    );
+    while let Some(pushed) = pushes.next().await {
+        match pushed {
+            Ok(Some(name)) => done.push(name),
+            Ok(None) => {}
+            Err(failed) => tracing::warn!(error = %failed, "a segment could not be pushed ahead of time"),
+        }
+    }
+}
+
+async fn push_ahead(archive: &Archive, directory: &Path, name: SegmentName, level: Level, markers: &PushMarkers) -> Result<Option<SegmentName>> {
+    let path = directory.join(name.to_string());
+    let key = archive.layout.wal(&name.to_string());
+    let url = archive.store.url(&key);
+    let Ok((size, mtime_ns)) = File::open(&path).and_then(|file| wal_upload::size_and_mtime(&file)) else {
+        // PostgreSQL says it is ready but it is gone; without a claim of ours the server itself reports it
+        return Ok(None);
+    };
+    if markers.read(name).is_some_and(|marker| marker.may_match(&url, size, mtime_ns)) {
+        return Ok(None);
+    }
+    let Some(identifier) = system_identifier(&path) else { return Ok(None) };
+    let (fingerprint, _) = upload_wal(&*archive.store, &key, &path, level).await?;
+    record(markers, url, identifier, name, &fingerprint)?;
+    Ok(Some(name))
+}
+
+fn record(markers: &PushMarkers, url: String, identifier: u64, name: SegmentName, file: &Fingerprint) -> Result<()> {
+    markers.write(name, &PushMarker::new(url, identifier, name, file))
+}
+
+/// The identity of the cluster that wrote the segment at `path`.
+fn system_identifier(path: &Path) -> Option<u64> {
+    let mut start = [0; LONG_HEADER_LEN];
+    File::open(path).ok()?.read_exact(&mut start).ok()?;
+    LongPageHeader::parse(&start).ok().map(|page| page.system_identifier)
+}
+
+fn directory_of(file: &Path) -> &Path {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn segment_name(file: &Path) -> Option<SegmentName> {
+    file.file_name()?.to_str()?.parse().ok()
+}
+
+fn file_name(file: &Path) -> Result<&str> {
+    file.file_name().and_then(|name| name.to_str()).ok_or_else(|| {
+        CommandError::refused(format!("\"{}\" does not end in the name of a file", file.display()))
+            .with_hint("Use archive_command = 'wal-eve wal-push %p'.")
+    })
+}
+
+fn explain_missing(failed: CommandError, file: &Path) -> CommandError {
+    use crate::transfer::TransferError;
+    match failed {
+        CommandError::Transfer(TransferError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            CommandError::refused(format!("could not find file \"{}\" for wal-push", file.display()))
+                .with_detail(source.to_string())
+                .with_hint("PostgreSQL's archive_command runs in the data directory; there use wal-eve wal-push %p.")
+        }
+        failed => failed,
+    }
+}
