@@ -5,6 +5,7 @@
 
 pub mod archive_status;
 pub mod backup_label;
+pub mod connection_settings;
 pub mod control_file;
 pub mod data_directory;
 mod error;
