@@ -4,11 +4,13 @@
 //! promises and demands.
 
 pub mod archive_status;
+pub mod archiving;
 pub mod backup_label;
 pub mod connection_settings;
 pub mod control_file;
 pub mod data_directory;
 mod error;
+pub mod finding;
 pub mod recovery_mode;
 pub mod tablespace;
 pub mod tablespace_map;
