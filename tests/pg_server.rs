@@ -167,7 +167,9 @@ async fn a_copy_made_between_start_and_stop_starts() {
         copy(&data, restored.data_dir());
         cluster.psql("insert into during values (0)");
 
+        let lost = session.lost();
         let stop = session.stop(true, LIMIT).await.unwrap();
+        assert!(tokio::time::timeout(Duration::ZERO, lost).await.is_err(), "a stopped session is not lost");
         assert!(stop.lsn > start.lsn);
         let name = cluster
             .psql(&format!("select file_name || '|' || file_offset from pg_walfile_name_offset('{}')", stop.lsn));
@@ -268,7 +270,9 @@ async fn a_dropped_session_gives_the_backup_up() {
     let cluster = archiving_cluster(15);
     cluster.start();
     let session = connect(&cluster).await.start_backup("dropped", true).await.unwrap();
+    let lost = session.lost();
     drop(session);
+    assert_eq!(lost.await.kind(), Kind::Lost);
     tokio::time::sleep(Duration::from_millis(500)).await;
     cluster.wait_until_sql("select count(*) = 0 from pg_stat_activity where application_name = 'wal-eve'", LIMIT);
 }

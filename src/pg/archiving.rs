@@ -39,7 +39,8 @@ impl ArchiveState {
     /// Finds what would make a backup that starts now worthless, or doubtful.
     pub fn findings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
-        if self.wal_level == "minimal" {
+        // A standby's own setting means nothing: its log is its primary's.
+        if self.wal_level == "minimal" && !self.in_recovery {
             findings.push(
                 Finding::refusal("wal_level is \"minimal\"")
                     .with_detail("At this level the log cannot bring a base backup to a consistent state.")
@@ -91,7 +92,8 @@ impl ArchiveState {
         Some(
             Finding::refusal("the server's archiving fails")
                 .with_detail(format!("It failed on {} at {}. {since}", failed.wal, failed.time))
-                .with_hint("See the server's log for what archive_command says, and start the backup once it works."),
+                .with_hint("See the server's log for what archive_command says. The server tries again every minute; start the \
+                     backup once it succeeds."),
         )
     }
 }
@@ -146,5 +148,6 @@ mod tests {
         assert_eq!(severities(|s| s.in_recovery = true), [Warning]);
         assert_eq!(severities(|s| (s.in_recovery, s.archive_mode) = (true, "off".into())), [Warning]);
         assert_eq!(severities(|s| (s.in_recovery, s.archive_mode) = (true, "always".into())), []);
+        assert_eq!(severities(|s| (s.in_recovery, s.wal_level) = (true, "minimal".into())), [Warning]);
     }
 }

@@ -65,8 +65,18 @@ pub struct BackupStop {
 pub struct BackupSession {
     start: BackupStart,
     orders: mpsc::Sender<Order>,
-    lost: watch::Receiver<Option<String>>,
+    end: watch::Receiver<Option<End>>,
 }
+
+/// How the task that owns the connection ended. If it ends without saying, it was not told to stop.
+#[derive(Debug, Clone)]
+enum End {
+    Stopped,
+    Lost(String),
+}
+
+/// What counts as the reason when the task did not say one.
+const ENDED_UNTOLD: &str = "the session was given up";
 
 /// What the task that owns the connection is told to do.
 #[derive(Debug)]
@@ -105,10 +115,10 @@ impl BackupSession {
         let start = BackupStart { lsn, timeline, segment, offset: lsn.0 % size.bytes() };
 
         let (orders, inbox) = mpsc::channel(1);
-        let (report_loss, lost) = watch::channel(None);
+        let (report_end, end) = watch::channel(None);
         let session = Session { connection: server.connection, major, start, size };
-        tokio::spawn(session.run(inbox, report_loss));
-        Ok(Self { start, orders, lost })
+        tokio::spawn(session.run(inbox, report_end));
+        Ok(Self { start, orders, end })
     }
 
     /// Where the backup started.
@@ -119,16 +129,13 @@ impl BackupSession {
     /// Resolves when the connection has broken, which ends the backup: race the copy against it. It does not borrow
     /// the session, and dropping it is safe. It never resolves once the backup has been told to stop.
     pub fn lost(&self) -> impl Future<Output = PgError> + Send + 'static {
-        let mut lost = self.lost.clone();
+        let mut end = self.end.clone();
         async move {
-            let reason = match lost.wait_for(Option::is_some).await {
-                Ok(reason) => reason.clone(),
-                // The task ended in good order.
-                Err(_) => None,
-            };
-            match reason {
-                Some(reason) => lost_error(reason),
-                None => std::future::pending().await,
+            let end = end.wait_for(Option::is_some).await.map(|end| end.clone());
+            match end {
+                Ok(Some(End::Stopped)) => std::future::pending().await,
+                Ok(Some(End::Lost(reason))) => lost_error(&reason),
+                Ok(None) | Err(_) => lost_error(ENDED_UNTOLD),
             }
         }
     }
@@ -177,11 +184,14 @@ impl BackupSession {
     }
 
     fn why_lost(&self) -> PgError {
-        lost_error(self.lost.borrow().clone().unwrap_or_else(|| "the session's task has ended".to_owned()))
+        match &*self.end.borrow() {
+            Some(End::Lost(reason)) => lost_error(reason),
+            Some(End::Stopped) | None => lost_error(ENDED_UNTOLD),
+        }
     }
 }
 
-fn lost_error(reason: String) -> PgError {
+fn lost_error(reason: &str) -> PgError {
     PgError::new(Kind::Lost, "the connection that held the backup is lost")
         .with_detail(format!("The reason is: {reason}."))
         .with_hint("The server has given the backup up. Start it again.")
@@ -198,7 +208,7 @@ struct Session {
 impl Session {
     /// Serves orders and watches the connection until it is told to stop, the session is dropped or the connection
     /// breaks.
-    async fn run(mut self, mut inbox: mpsc::Receiver<Order>, report_loss: watch::Sender<Option<String>>) {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Order>, report_end: watch::Sender<Option<End>>) {
         let mut pings = interval(PING_INTERVAL);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -214,6 +224,7 @@ impl Session {
                 None => (self.ping().await, None),
                 Some(Order::Ping(answer)) => (self.ping().await, Some(answer)),
                 Some(Order::Stop { wait_for_archive, mut answer }) => {
+                    report_end.send_replace(Some(End::Stopped));
                     let stopped = tokio::select! {
                         stopped = self.stop(wait_for_archive) => stopped,
                         // Nobody waits any more: close the connection.
@@ -225,12 +236,14 @@ impl Session {
                     return;
                 }
             };
-            let loss = alive.as_ref().err().map(reason);
+            if let Err(e) = &alive {
+                report_end.send_replace(Some(End::Lost(reason(e))));
+            }
+            let is_lost = alive.is_err();
             if let Some(answer) = answer {
                 let _ = answer.send(alive);
             }
-            if loss.is_some() {
-                report_loss.send_replace(loss);
+            if is_lost {
                 return;
             }
         }
