@@ -6,6 +6,7 @@
 //! is dropped in silence reaches another server, or the right one with less security than was asked for.
 //! The database is `postgres`, as it is in WAL-E, whatever `PGDATABASE` says.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,10 +25,21 @@ const DATABASE: &str = "postgres";
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// Where the server is, as whom to go there, and how long that may take.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ConnectionSettings {
     pub(super) options: PgConnectOptions,
     pub(super) connect_timeout: Duration,
+}
+
+impl fmt::Debug for ConnectionSettings {
+    /// Leaves the password out, which the driver's own would show.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionSettings")
+            .field("address", &self.address())
+            .field("user", &self.options.get_username())
+            .field("connect_timeout", &self.connect_timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A variable that cannot be honoured, and the values of it that ask for nothing.
@@ -240,6 +252,13 @@ mod tests {
         let home = home.path().to_str().unwrap();
         let settings = settings(&[("PGHOST", "db"), ("PGSSLMODE", "require"), ("HOME", home)]).unwrap();
         assert!(matches!(settings.options.get_ssl_mode(), PgSslMode::VerifyCa));
+    }
+
+    #[test]
+    fn the_password_is_never_shown() {
+        let options = PgConnectOptions::new_without_pgpass().username("someone").password("secret-word");
+        let shown = format!("{:?}", ConnectionSettings::new(options, DEFAULT_CONNECT_TIMEOUT));
+        assert!(shown.contains("someone") && !shown.contains("secret-word"), "{shown}");
     }
 
     #[test]

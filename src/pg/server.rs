@@ -304,6 +304,9 @@ pub(super) fn from_sqlx(when_cut_off: Kind, message: impl Into<String>, error: s
     wrapped = wrapped.with_detail(detail.into_iter().flatten().map(sentence).collect::<Vec<_>>().join(" "));
     let hint = match from_server.code() {
         "42501" => Some("Connect as a superuser, or grant this user the execution of the backup functions."),
+        code if code.starts_with("28") => Some(
+            "Set PGUSER, and PGPASSWORD or a line of ~/.pgpass (mode 0600), to what the server's pg_hba.conf accepts.",
+        ),
         _ => from_server.hint(),
     };
     match hint {
