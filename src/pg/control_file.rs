@@ -275,7 +275,20 @@ impl ControlFile {
     }
 }
 
-/// The `N` bytes at `offset`; every caller's offset lies within the first 300 of [`CONTROL_FILE_SIZE`].
+/// Whether `bytes` are a control file that was read in one piece, of whatever version: somewhere within the first 512
+/// bytes, which the server promises to write at once, stands the CRC-32C of all before it.
+pub fn is_whole(bytes: &[u8]) -> bool {
+    let earliest = 128;
+    let mut crc = crc32c::crc32c(&bytes[..earliest.min(bytes.len())]);
+    bytes.len() == CONTROL_FILE_SIZE
+        && (earliest..512).step_by(4).any(|at| {
+            let found = u32_at(bytes, at) == crc;
+            crc = crc32c::crc32c_append(crc, &bytes[at..at + 4]);
+            found
+        })
+}
+
+/// The `N` bytes at `offset`; every caller's offset lies within the first 512 of [`CONTROL_FILE_SIZE`].
 fn array_at<const N: usize>(bytes: &[u8], offset: usize) -> [u8; N] {
     bytes[offset..offset + N].try_into().expect("a slice of N bytes is an array of N bytes")
 }
@@ -437,6 +450,19 @@ mod tests {
         assert_eq!(error.to_string(), "control file version 2100 is not known");
         let header = ControlHeader::parse(&future).unwrap();
         assert_eq!((header.system_identifier, header.control_version), (0x6543_2101_89AB_CDEF, 2100));
+    }
+
+    #[test]
+    fn a_whole_file_is_told_from_a_torn_one_in_every_version() {
+        for control_version in VERSIONS.into_iter().chain([2100]) {
+            let good = build(control_version, unchanged);
+            assert!(is_whole(&good), "{control_version}");
+            let mut torn = good.clone();
+            torn[32] ^= 1;
+            assert!(!is_whole(&torn), "{control_version}");
+            assert!(!is_whole(&good[..CONTROL_FILE_SIZE - 1]));
+            assert!(!is_whole(&good[..100]));
+        }
     }
 
     #[test]

@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use super::control_file::ControlFile;
+use super::control_file::{self, ControlFile, ControlHeader};
 use super::version::Major;
 use super::{Kind, PgError, Result};
+
+/// Where the control file is.
+const CONTROL_FILE: &str = "global/pg_control";
 
 /// How often a control file that fails its checksum is read again: a running server rewrites it in place, so that a
 /// reader can catch it half done.
@@ -33,9 +36,21 @@ pub enum Postmaster {
     /// There is one, which counts as running even if it is stale: after a crash only PostgreSQL can tell, and the
     /// directory may be shared with another host or container.
     Present {
-        /// The process named in it, if the file's first line is a number.
+        /// The process named in its first line, if that is a number.
         pid: Option<u32>,
+        /// When the server started, in seconds since 1970, by its third line.
+        started: Option<i64>,
     },
+}
+
+impl Postmaster {
+    /// Reads the text of a `postmaster.pid`.
+    pub(super) fn from_pid_file(text: &str) -> Self {
+        let line = |number: usize| text.lines().nth(number).map(str::trim);
+        let pid = line(0).and_then(|line| line.parse().ok());
+        let started = line(2).and_then(|line| line.parse().ok());
+        Self::Present { pid, started }
+    }
 }
 
 impl DataDirectory {
@@ -106,32 +121,56 @@ impl DataDirectory {
     ///
     /// As [`ControlFile::parse`], and [`Kind::Io`].
     pub fn control_file(&self) -> Result<ControlFile> {
-        self.read_control_file().map(|(control, _)| control)
+        let bytes = self.control_file_bytes()?;
+        ControlFile::parse(&bytes).map_err(|e| self.odd_control_file(e))
     }
 
-    /// Reads the control file and gives its bytes as well: a copy whose checksum was right, also while a server rewrites
-    /// the file.
+    /// The cluster's identity, also when the control file is of a version that is not known.
     ///
     /// # Errors
     ///
-    /// As [`DataDirectory::control_file`].
-    pub fn read_control_file(&self) -> Result<(ControlFile, Vec<u8>)> {
-        let path = self.path.join("global/pg_control");
-        let mut tries = 1;
-        loop {
-            let bytes = fs::read(&path).map_err(|e| PgError::io("read", &path, e))?;
-            match ControlFile::parse(&bytes) {
-                Ok(control) => return Ok((control, bytes)),
-                Err(e) if e.kind() == Kind::Damaged && tries < CONTROL_FILE_TRIES => {
-                    tries += 1;
-                    thread::sleep(CONTROL_FILE_PAUSE);
-                }
-                Err(e) => {
-                    let message = format!("could not make sense of \"{}\"", path.display());
-                    return Err(PgError::new(e.kind(), message).with_source(e));
-                }
+    /// As [`ControlHeader::parse`], and [`Kind::Io`].
+    pub fn system_identifier(&self) -> Result<u64> {
+        let bytes = self.control_file_bytes()?;
+        let header = ControlHeader::parse(&bytes).map_err(|e| self.odd_control_file(e))?;
+        Ok(header.system_identifier)
+    }
+
+    /// The control file's bytes, in one piece if some try gives that; else the last try's, and reading them then tells
+    /// what is wrong with them.
+    fn control_file_bytes(&self) -> Result<Vec<u8>> {
+        let path = self.path.join(CONTROL_FILE);
+        let mut bytes = fs::read(&path).map_err(|e| PgError::io("read", &path, e))?;
+        for _ in 1..CONTROL_FILE_TRIES {
+            if control_file::is_whole(&bytes) {
+                break;
             }
+            thread::sleep(CONTROL_FILE_PAUSE);
+            bytes = fs::read(&path).map_err(|e| PgError::io("read", &path, e))?;
         }
+        Ok(bytes)
+    }
+
+    /// The control file's bytes for a backup: one consistent copy, also while a server rewrites the file, and also of a
+    /// version that is not known.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Damaged`] when no try gives a copy whose checksum is right; [`Kind::Io`].
+    pub fn copy_control_file(&self) -> Result<Vec<u8>> {
+        let bytes = self.control_file_bytes()?;
+        if control_file::is_whole(&bytes) {
+            return Ok(bytes);
+        }
+        Err(match ControlFile::parse(&bytes) {
+            Err(e) if e.kind() == Kind::Damaged => self.odd_control_file(e),
+            _ => self.odd_control_file(PgError::new(Kind::Damaged, "no checksum in it matches its content")),
+        })
+    }
+
+    fn odd_control_file(&self, why: PgError) -> PgError {
+        let message = format!("could not make sense of \"{}\"", self.path.join(CONTROL_FILE).display());
+        PgError::new(why.kind(), message).with_source(why)
     }
 
     /// Whether a server runs here, as far as `postmaster.pid` tells.
@@ -152,11 +191,7 @@ impl DataDirectory {
 pub fn postmaster_in(directory: &Path) -> Result<Postmaster> {
     let path = directory.join("postmaster.pid");
     match fs::read(&path) {
-        Ok(text) => {
-            let first_line = text.split(|b| *b == b'\n').next().unwrap_or_default();
-            let pid = std::str::from_utf8(first_line).ok().and_then(|line| line.trim().parse().ok());
-            Ok(Postmaster::Present { pid })
-        }
+        Ok(text) => Ok(Postmaster::from_pid_file(&String::from_utf8_lossy(&text))),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Postmaster::None),
         Err(e) => Err(PgError::io("read", &path, e)),
     }
@@ -243,9 +278,14 @@ mod tests {
         let data = cluster("17\n");
         let directory = DataDirectory::open(data.path()).unwrap();
         assert_eq!(directory.postmaster().unwrap(), Postmaster::None);
-        for (text, pid) in [("4711\n/data\n", Some(4711)), ("", None), ("x\n", None)] {
+        for (text, pid, started) in [
+            ("4711\n/data\n1700000000\n5432\n", Some(4711), Some(1_700_000_000)),
+            ("4711\n/data", Some(4711), None),
+            ("", None, None),
+            ("x\ny\nz\n", None, None),
+        ] {
             fs::write(data.path().join("postmaster.pid"), text).unwrap();
-            assert_eq!(directory.postmaster().unwrap(), Postmaster::Present { pid });
+            assert_eq!(directory.postmaster().unwrap(), Postmaster::Present { pid, started });
         }
     }
 
@@ -274,5 +314,7 @@ mod tests {
         let error = directory.control_file().unwrap_err();
         assert_eq!(error.kind(), Kind::Damaged);
         assert!(error.to_string().contains("global/pg_control"), "{error}");
+        assert_eq!(directory.copy_control_file().unwrap_err().kind(), Kind::Damaged);
+        assert_eq!(directory.system_identifier().unwrap_err().kind(), Kind::Damaged);
     }
 }

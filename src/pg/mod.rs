@@ -4,11 +4,18 @@
 //! promises and demands.
 
 pub mod archive_status;
+pub mod archiving;
+pub mod backup_label;
+pub mod backup_session;
+pub mod connection_settings;
 pub mod control_file;
 pub mod data_directory;
 mod error;
+pub mod finding;
 pub mod recovery_mode;
+pub mod server;
 pub mod tablespace;
+pub mod tablespace_map;
 pub mod version;
 pub mod walk;
 

@@ -13,6 +13,7 @@
 //! * Sockets, FIFOs and devices are told of and left out; WAL-E fails on the first and archives the others.
 //! * `lost+found` is left out of tablespaces too: it belongs to root, and reading it would fail every backup of a
 //!   tablespace that is a mount point.
+//! * A tablespace made during the backup has no link in it: replay makes it.
 //! * Hard links are ordinary files. PostgreSQL makes none, and a member that only names another would have to be in
 //!   the same or an earlier partition.
 //!
@@ -48,6 +49,9 @@ const CONFIG_FILES: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.con
 
 /// Files of the root that only the server that wrote them may use, and only while it is down.
 const LABEL_FILES: [&str; 2] = ["backup_label", "tablespace_map"];
+
+/// The beginning of the names of what is in the directory of the tablespaces' links.
+const LINKS_PREFIX: &str = "pg_tblspc/";
 
 /// What to select beyond the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -234,9 +238,9 @@ impl Walk {
         if let Some(name) = level.files.next() {
             let (path, member, area) = (level.path.join(&name), joined(&level.prefix, &name), level.area);
             let is_listed = Self::is_emptied(area, &level.prefix, &name);
-            let is_tablespace = level.prefix.as_bytes() == [tablespace::LINKS.as_bytes(), b"/"].concat()
-                && name.to_str().is_some_and(|name| self.tablespaces.iter().any(|t| t.oid_name == name));
-            if is_tablespace {
+            if level.prefix == LINKS_PREFIX && fs::metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
+                // Told by its own walk; or made since the start, and then replay makes it again. The bare link would
+                // lead a restored copy into the live server's files.
                 return Ok(Step::Nothing);
             }
             let found = self.look_at(path, member, is_listed)?;

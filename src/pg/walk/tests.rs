@@ -303,3 +303,13 @@ fn the_extent_counts_regular_files_only() {
     let extent = Extent::of(&directory, WalkOptions::default()).unwrap();
     assert_eq!(extent, Extent { files: 2, bytes: 3 + 8 });
 }
+
+#[test]
+fn a_tablespace_made_during_the_backup_leaves_no_link() {
+    let tree = Tree::new(&["pg_tblspc/", "base/1/2"]);
+    let place = tempfile::tempdir().unwrap();
+    let walk = tree.walk(WalkOptions::default());
+    symlink(place.path(), tree.path().join("pg_tblspc/16384")).unwrap();
+    let names: Vec<String> = walk.map(|found| name_of(&found.unwrap()).unwrap()).collect();
+    assert_eq!(names, ["/", "PG_VERSION", "base/", "base/1/", "base/1/2", "pg_tblspc/"]);
+}
