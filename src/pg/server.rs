@@ -160,6 +160,16 @@ impl Server {
         })
     }
 
+    /// How many bytes all its databases have, in every tablespace.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Lost`] or [`Kind::Server`], the latter when this user may not see every database.
+    pub async fn databases_size(&mut self) -> Result<u64> {
+        let row = ask(&mut self.connection, "select sum(pg_database_size(oid))::text from pg_database").await?;
+        number(&row, 0)
+    }
+
     /// Checks that this server is the one that runs in `directory`: files of one cluster under the label of another
     /// make a backup that restores to nothing. A standby on the same host has its primary's identity, so
     /// `postmaster.pid` is compared too: with what the server itself reads in it, or, for a user who may not read the

@@ -1,0 +1,152 @@
+//! `backup-push`: a running or stopped cluster to a base backup in the archive.
+//!
+//! The order is what makes it safe: the backup's start, every file but the control file, the control file, the stop, the
+//! files that only the stop can give, the WAL from start to stop seen in the archive, and only then the sentinel, without
+//! which no reader takes the backup for complete.
+
+mod files;
+mod last_partition;
+mod manifest_spool;
+mod offline;
+mod online;
+
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use self::manifest_spool::ManifestSpool;
+use super::archive::Archive;
+use super::{CommandError, Result};
+use crate::formats::backup_name::{BackupName, offset_text};
+use crate::formats::lzo1x::Level;
+use crate::formats::restore_spec::{RestoreSpec, SpecTablespace};
+use crate::formats::sentinel::Sentinel;
+use crate::formats::wal_name::SegmentName;
+use crate::pg::connection_settings::ConnectionSettings;
+use crate::pg::data_directory::DataDirectory;
+use crate::pg::tablespace::Tablespace;
+use crate::storage::{Put, PutOptions};
+use crate::transfer::progress::Progress;
+
+/// What to back up.
+#[derive(Debug, Clone)]
+pub struct BackupPushOptions {
+    /// The data directory.
+    pub directory: PathBuf,
+    /// The server that runs in it; none when it is shut down.
+    pub server: Option<ConnectionSettings>,
+    /// How many partitions to upload at once.
+    pub pool_size: NonZeroUsize,
+    /// How many bytes to read per second, over all partitions.
+    pub read_rate_limit: Option<NonZeroU64>,
+    /// Whether to begin with an immediate checkpoint.
+    pub fast_checkpoint: bool,
+    /// Whether to archive the configuration files too.
+    pub include_config: bool,
+    /// How long to wait for the WAL that the backup needs.
+    pub wal_timeout: Duration,
+    /// How hard to compress.
+    pub level: Level,
+}
+
+/// A backup that is complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupPushReport {
+    /// Its name.
+    pub name: BackupName,
+    /// How many partitions it has.
+    pub partitions: u32,
+    /// The sum of the files' sizes in bytes.
+    pub expanded_size_bytes: u64,
+}
+
+/// Takes a base backup.
+pub async fn backup_push(archive: &Archive, options: &BackupPushOptions, progress: Arc<Progress>) -> Result<BackupPushReport> {
+    match &options.server {
+        Some(settings) => online::backup_push(archive, options, settings, progress).await,
+        None => offline::backup_push(archive, options, progress).await,
+    }
+}
+
+/// A backup that has a name and is not complete.
+struct Unfinished<'a> {
+    archive: &'a Archive,
+    name: BackupName,
+}
+
+impl<'a> Unfinished<'a> {
+    /// Takes the name: refused when anything of that name is in the archive, which on a standby is so until the next
+    /// restartpoint. The version file is the claim: of two that try at once, one fails here.
+    async fn claim(archive: &'a Archive, name: BackupName, version_text: &str) -> Result<Self> {
+        let prefix = format!("{}{name}", archive.layout.base_backups());
+        let taken = archive.store.list(&prefix, None).await?;
+        let exists = |complete: bool| {
+            let what = if complete { "a complete backup" } else { "an unfinished backup" };
+            CommandError::refused(format!("{what} called {name} exists already"))
+                .with_detail(format!("Its objects are under \"{}\".", archive.store.url(&prefix)))
+                .with_hint("A standby's backups start at its last restartpoint, so wait for the next one (CHECKPOINT on the primary, then on the standby). An unfinished backup may also be another one that is running now; if none is, remove its objects.")
+        };
+        if !taken.objects.is_empty() {
+            return Err(exists(taken.objects.iter().any(|row| archive.layout.sentinel_backup(&row.key).is_some())));
+        }
+        let options = PutOptions { content_type: "text/plain", metadata: Vec::new() };
+        let key = archive.layout.extended_version(&name);
+        match archive.store.put(&key, Bytes::copy_from_slice(version_text.as_bytes()), &options).await? {
+            Put::Stored => Ok(Self { archive, name }),
+            Put::Exists => Err(exists(false)),
+        }
+    }
+
+    /// Removes what a failed backup has stored, so that its name is free again; what cannot be removed is only logged.
+    async fn discard(self) {
+        let remove = async {
+            for row in crate::storage::list_all(&*self.archive.store, &self.archive.layout.backup(&self.name)).await? {
+                self.archive.store.delete(&row.key).await?;
+            }
+            crate::storage::Result::Ok(())
+        };
+        match tokio::time::timeout(Duration::from_secs(60), remove).await {
+            Ok(Ok(())) => tracing::info!(backup = %self.name, "removed the objects of the failed backup"),
+            Ok(Err(failed)) => tracing::warn!(backup = %self.name, error = %failed, "objects of the failed backup remain"),
+            Err(_) => tracing::warn!(backup = %self.name, "objects of the failed backup remain"),
+        }
+    }
+
+    /// Makes the backup complete.
+    async fn complete(self, sentinel: &Sentinel) -> Result<BackupName> {
+        let options = PutOptions { content_type: "application/json", metadata: Vec::new() };
+        let key = self.archive.layout.sentinel(&self.name);
+        match self.archive.store.put(&key, Bytes::from(sentinel.to_json()), &options).await? {
+            Put::Stored => Ok(self.name),
+            Put::Exists => {
+                let url = self.archive.store.url(&key);
+                Err(CommandError::refused(format!("\"{url}\" appeared while the backup was taken"))
+                    .with_hint("Another backup of the same name was taken at the same time. Check it with backup-fetch before you rely on it."))
+            }
+        }
+    }
+}
+
+fn sentinel(stop: (SegmentName, u64), expanded_size_bytes: u64, directory: &DataDirectory, tablespaces: &[Tablespace]) -> Sentinel {
+    let (segment, offset) = stop;
+    Sentinel {
+        stop_segment: segment.to_string(),
+        stop_offset: offset_text(offset),
+        expanded_size_bytes,
+        spec: Some(spec(directory, tablespaces)),
+    }
+}
+
+fn spec(directory: &DataDirectory, tablespaces: &[Tablespace]) -> Value {
+    let tablespaces = tablespaces.iter().map(|space| SpecTablespace {
+        name: space.oid_name.clone(),
+        location: space.location.to_string_lossy().into_owned(),
+        link: format!("pg_tblspc/{}", space.oid_name),
+    });
+    let base_prefix = Some(directory.path().to_string_lossy().into_owned());
+    RestoreSpec { base_prefix, tablespaces: tablespaces.collect() }.to_json()
+}

@@ -1,0 +1,168 @@
+//! The backup of a running server, over one connection that holds it from start to stop.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::manifest_spool::ManifestSpool;
+use super::{Archive, BackupPushOptions, BackupPushReport, CommandError, Result, Unfinished, files, last_partition, sentinel};
+use crate::commands::wal_continuity::{self, SegmentRange};
+use crate::formats::backup_manifest::WalRange;
+use crate::formats::backup_name::BackupName;
+use crate::pg::backup_session::{BackupSession, BackupStop};
+use crate::pg::connection_settings::ConnectionSettings;
+use crate::pg::data_directory::DataDirectory;
+use crate::pg::finding::{Finding, Severity};
+use crate::pg::server::Server;
+use crate::pg::walk::{Walk, WalkOptions};
+use crate::transfer::off_async;
+use crate::transfer::partition_upload::PartitionContext;
+use crate::transfer::progress::Progress;
+use crate::transfer::rate_limit::RateLimit;
+
+/// How often to ask whether the WAL has arrived: S3 bills requests, and an archiver needs about a second anyway.
+const WAL_POLL: Duration = Duration::from_secs(2);
+
+/// How often to say what is waited for.
+const WAL_REPORT: Duration = Duration::from_secs(60);
+
+pub(super) async fn backup_push(archive: &Archive, options: &BackupPushOptions, settings: &ConnectionSettings, progress: Arc<Progress>) -> Result<BackupPushReport> {
+    let directory = DataDirectory::open(&options.directory)?;
+    let mut server = Server::connect(settings).await?;
+    let mut findings = server.archiving().await?.findings();
+    findings.extend(server.check_directory(&directory)?);
+    heed(findings)?;
+    let size_before = server.databases_size().await?;
+    let segment_size = server.wal_segment_size();
+    let version_text = server.version_text().to_owned();
+
+    tracing::info!(fast = options.fast_checkpoint, "starting the backup: the server makes a checkpoint first");
+    let session = server.start_backup(&label(), options.fast_checkpoint).await?;
+    let start = session.started();
+    let name = BackupName::at(start.timeline, start.lsn, segment_size);
+    tracing::info!(backup = %name, "the backup has started");
+    let backup = Unfinished::claim(archive, name, &version_text).await?;
+
+    let lost = session.lost();
+    let taken = async {
+        let (stop, archived, tablespaces) = copy(&backup, session, &directory, options, progress).await?;
+        let size_after = Server::connect(settings).await?.databases_size().await?;
+        files::check_size(archived.bytes, size_before.min(size_after), &tablespaces)?;
+        let needed = SegmentRange { first: start.segment, last: stop.segment, size: segment_size };
+        wait_for_wal(archive, needed, options.wal_timeout).await?;
+        Ok((sentinel((stop.segment, stop.offset), archived.bytes, &directory, &tablespaces), archived))
+    };
+    futures::pin_mut!(taken, lost);
+    let taken = match futures::future::select(taken, lost).await {
+        futures::future::Either::Left((taken, _)) => taken,
+        futures::future::Either::Right((lost, _)) => Err(lost.into()),
+    };
+    match taken {
+        Ok((sentinel, archived)) => {
+            let name = backup.complete(&sentinel).await?;
+            Ok(BackupPushReport { name, partitions: archived.partitions, expanded_size_bytes: archived.bytes })
+        }
+        Err(failed) => {
+            backup.discard().await;
+            Err(failed)
+        }
+    }
+}
+
+type Copied = (BackupStop, files::ArchivedFiles, Vec<crate::pg::tablespace::Tablespace>);
+
+/// Everything between the start and the stop, and the last partition.
+async fn copy(backup: &Unfinished<'_>, session: BackupSession, directory: &DataDirectory, options: &BackupPushOptions, progress: Arc<Progress>) -> Result<Copied> {
+    let start = session.started();
+    let walk_options = WalkOptions { include_config: options.include_config, offline: false };
+    let walk = {
+        let directory = directory.clone();
+        off_async(move || Walk::new(&directory, walk_options)).await?
+    };
+    let tablespaces = walk.tablespaces().to_vec();
+    let spool = Arc::new(ManifestSpool::create().map_err(CommandError::file("create a file in", std::env::temp_dir()))?);
+    let context = PartitionContext {
+        level: options.level,
+        rate_limit: options.read_rate_limit.map(|limit| Arc::new(RateLimit::new(limit.get()))),
+        progress: progress.clone(),
+        on_file: Arc::new({
+            let spool = spool.clone();
+            move |file| spool.add(&file)
+        }),
+    };
+    let counting = files::expect(progress, directory.clone(), walk_options);
+    let (mut archived, ()) = {
+        let archiving = files::archive(backup, walk, &context, options.pool_size);
+        futures::pin_mut!(counting, archiving);
+        // the count is for show only, so the archiving does not wait for it
+        match futures::future::select(archiving, counting).await {
+            futures::future::Either::Left((archived, _)) => (archived?, ()),
+            futures::future::Either::Right(((), archiving)) => (archiving.await?, ()),
+        }
+    };
+    let control = {
+        let directory = directory.clone();
+        off_async(move || directory.read_control_file()).await?.1
+    };
+    tracing::info!("every file is archived: stopping the backup");
+    let stop = session.stop(false, options.wal_timeout).await?;
+
+    let mut last = vec![("backup_label".to_owned(), Bytes::from(stop.backup_label.clone()))];
+    if !stop.tablespace_map.is_empty() {
+        last.push(("tablespace_map".to_owned(), Bytes::from(stop.tablespace_map.clone())));
+    }
+    last.push(("global/pg_control".to_owned(), Bytes::from(control)));
+    let PartitionContext { level, rate_limit, progress, on_file } = context;
+    drop(on_file);
+    let spool = Arc::into_inner(spool).expect("every partition has been read and dropped its share");
+    let wal = WalRange { timeline: start.timeline, start: start.lsn, end: stop.lsn };
+    let members = last_partition::members(directory, last, spool, wal)?;
+    let context = PartitionContext { level, rate_limit, progress, on_file: Arc::new(|_| Ok(())) };
+    archived.bytes += files::store(backup, archived.partitions, members, &context).await?;
+    archived.partitions += 1;
+    Ok((stop, archived, tablespaces))
+}
+
+/// Refuses on a refusal; says the rest.
+fn heed(findings: Vec<Finding>) -> Result<()> {
+    for finding in findings {
+        let Finding { severity, message, detail, hint } = finding;
+        match severity {
+            Severity::Refusal => return Err(CommandError::Refused { message, detail, hint }),
+            Severity::Warning => tracing::warn!("{message}. {} {}", detail.unwrap_or_default(), hint.unwrap_or_default()),
+        }
+    }
+    Ok(())
+}
+
+/// The label that WAL-E gives: `freeze_start_` and the time.
+fn label() -> String {
+    let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]+00:00");
+    let now = time::OffsetDateTime::now_utc().format(format).expect("every field of the format exists in a date with time");
+    format!("freeze_start_{now}")
+}
+
+/// Returns when the archive holds every segment of `range`. It is the archive that is asked and not the server, which only
+/// knows that its command succeeded, and for a standby not even that.
+async fn wait_for_wal(archive: &Archive, range: SegmentRange, limit: Duration) -> Result<()> {
+    let began = Instant::now();
+    let mut reported = began;
+    loop {
+        let missing = wal_continuity::missing(archive, range).await?;
+        let Some(next) = missing.first() else { return Ok(()) };
+        if began.elapsed() >= limit {
+            return Err(CommandError::refused(format!("the archive still lacks {} of the WAL segments that the backup needs", missing.len()))
+                .with_detail(format!(
+                    "The first one missing is {next}; it needs {} to {}, under \"{}\". It was waited for {} s.",
+                    range.first, range.last, archive.store.url(&archive.layout.wal_directory()), limit.as_secs()
+                ))
+                .with_hint("Check that archive_command archives to this very prefix, and see pg_stat_archiver and the server's log. On a standby the primary has to fill or switch the segment. --wal-timeout waits longer."));
+        }
+        if reported.elapsed() >= WAL_REPORT || reported == began {
+            reported = Instant::now();
+            tracing::info!(segment = %next, missing = missing.len(), "waiting for WAL to be archived");
+        }
+        tokio::time::sleep(WAL_POLL).await;
+    }
+}
