@@ -12,6 +12,7 @@ pub mod limit;
 pub mod memory;
 mod parts;
 pub mod retry;
+pub mod s3;
 pub mod stall;
 
 use std::num::NonZeroUsize;
@@ -26,6 +27,7 @@ pub use error::{Kind, StorageError};
 pub use file::FileStore;
 pub use memory::MemoryStore;
 pub use retry::RetryPolicy;
+pub use s3::S3Store;
 
 /// What every store operation returns.
 pub type Result<T> = std::result::Result<T, StorageError>;
