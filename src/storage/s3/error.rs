@@ -79,7 +79,7 @@ impl Refusal {
         matches!(self.code.as_str(), "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired")
     }
 
-    fn hint(&self, options: &S3Options) -> Option<String> {
+    fn hint(&self, verb: &str, options: &S3Options) -> Option<String> {
         let bucket = &options.bucket;
         let hint = match (self.code.as_str(), self.status) {
             ("NoSuchBucket", _) => {
@@ -117,6 +117,9 @@ impl Refusal {
             ("", 404) => "This is not how S3 says that a key or bucket is missing: does the endpoint lead to an S3 \
                  server?"
                 .to_owned(),
+            _ if self.kind() == Kind::Denied => {
+                format!("The credentials are good but may not do this: grant {} on the prefix.", right_to(verb))
+            }
             _ => return None,
         };
         Some(hint)
@@ -191,7 +194,8 @@ impl Failure {
         let kind = self.kind();
         match self {
             Self::Refused(refusal) => {
-                let (expired, hint) = (refusal.is_expired() && options.credentials.renewable(), refusal.hint(options));
+                let (expired, hint) =
+                    (refusal.is_expired() && options.credentials.renewable(), refusal.hint(verb, options));
                 let error = StorageError::new(verb, url, kind, refusal);
                 let error = if expired { error.with_expired_credentials() } else { error };
                 match hint {
@@ -230,6 +234,17 @@ fn lost_hint(kind: Kind, cause: &str, options: &S3Options) -> Option<String> {
             Some(format!("The name of {server} was not found: check the endpoint, the region and this machine's DNS."))
         }
         _ => None,
+    }
+}
+
+/// The right that an operation takes, by its verb.
+fn right_to(verb: &str) -> &'static str {
+    match verb {
+        "get" | "look up" => "s3:GetObject",
+        "list" => "s3:ListBucket",
+        "delete" => "s3:DeleteObject",
+        "abort upload of" => "s3:AbortMultipartUpload",
+        _ => "s3:PutObject (and kms:GenerateDataKey for a key of one's own)",
     }
 }
 
