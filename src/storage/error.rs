@@ -1,6 +1,7 @@
 //! Why a store operation failed, by what the caller can do about it.
 
 use std::error::Error;
+use std::time::Duration;
 
 /// What the caller can do about a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,7 @@ pub struct StorageError {
     url: String,
     kind: Kind,
     hint: Option<String>,
+    expired: bool,
     #[source]
     source: Box<dyn Error + Send + Sync>,
 }
@@ -41,7 +43,7 @@ impl StorageError {
         kind: Kind,
         source: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
-        Self { verb, url: url.into(), kind, hint: None, source: source.into() }
+        Self { verb, url: url.into(), kind, hint: None, expired: false, source: source.into() }
     }
 
     /// Adds what the user can do about it: whole sentences.
@@ -49,6 +51,43 @@ impl StorageError {
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// Marks credentials as good once but expired: whoever provides them is expected to provide newer ones.
+    #[must_use]
+    pub fn with_expired_credentials(mut self) -> Self {
+        self.expired = true;
+        self
+    }
+
+    /// Says that this was the last of several tries, over how long.
+    #[must_use]
+    pub fn after_tries(mut self, tries: u32, elapsed: Duration) -> Self {
+        let unsaid: Box<dyn Error + Send + Sync> = "".into();
+        let source = std::mem::replace(&mut self.source, unsaid);
+        self.source = Box::new(GaveUp { tries, elapsed, source });
+        self
+    }
+
+    /// Whether newer credentials than the ones used are to be expected.
+    pub fn has_expired_credentials(&self) -> bool {
+        self.expired
+    }
+
+    /// The object's whole address.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Why it failed: this error's causes, outermost first, in one line.
+    pub fn cause(&self) -> String {
+        let mut line = self.source.to_string();
+        let mut next = self.source.source();
+        while let Some(cause) = next {
+            line = format!("{line}: {cause}");
+            next = cause.source();
+        }
+        line
     }
 
     /// What the caller can do about it.
@@ -59,5 +98,27 @@ impl StorageError {
     /// What the user can do about it, if anything is known.
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
+    }
+}
+
+/// The cause of an error after which no further try was made.
+#[derive(Debug, thiserror::Error)]
+#[error("gave up after {tries} tries in {:.1} s", elapsed.as_secs_f64())]
+struct GaveUp {
+    tries: u32,
+    elapsed: Duration,
+    source: Box<dyn Error + Send + Sync>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_is_the_whole_chain_in_one_line() {
+        let error =
+            StorageError::new("get", "s3://b/k", Kind::Unavailable, "reset").after_tries(3, Duration::from_secs(2));
+        assert_eq!(error.to_string(), "could not get \"s3://b/k\"");
+        assert_eq!(error.cause(), "gave up after 3 tries in 2.0 s: reset");
     }
 }

@@ -1,11 +1,22 @@
 //! Where objects live: the [`Store`] trait and the stores behind it. Keys are opaque and bytes are bytes; nothing here
 //! knows what a segment or a backup is.
 //!
-//! A program talks to one [`Store`] that [`retry::Retrying`] and [`limit::Limited`] have wrapped, in that order: retry
-//! outside, permit inside, one of each.
+//! A program talks to one [`Store`] that [`wrap`] has put together: [`retry::Retrying`] outside, [`limit::Limited`] inside,
+//! one of each, and [`stall::Stalling`] innermost, so that waiting for a permit is no stall.
 
+#[cfg(test)]
+mod contract;
 mod error;
+pub mod file;
+pub mod limit;
+pub mod memory;
+mod parts;
+pub mod retry;
+pub mod s3;
+pub mod stall;
 
+use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -13,6 +24,10 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 
 pub use error::{Kind, StorageError};
+pub use file::FileStore;
+pub use memory::MemoryStore;
+pub use retry::RetryPolicy;
+pub use s3::S3Store;
 
 /// What every store operation returns.
 pub type Result<T> = std::result::Result<T, StorageError>;
@@ -138,6 +153,12 @@ pub trait Upload: Send + Sync {
 
 /// The least that S3 takes as a part, but for the last one: 5 MiB (S3's documentation, "multipart upload limits").
 pub const MIN_PART_SIZE_BYTES: usize = 5 << 20;
+
+/// Wraps a bare store as a program uses it: with stall timeouts, at most `concurrency` operations at a time, and retries.
+pub fn wrap(store: impl Store + 'static, policy: RetryPolicy, concurrency: NonZeroUsize) -> Arc<dyn Store> {
+    let stalling = stall::Stalling::new(store, policy.stall_timeout);
+    Arc::new(retry::Retrying::new(limit::Limited::new(stalling, concurrency), policy))
+}
 
 /// Lists everything under `prefix`.
 pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>> {

@@ -1,0 +1,404 @@
+//! The retry layer over a store that fails as told, with a paused clock: what counts is the requests made.
+
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+
+use futures::TryStreamExt;
+
+use super::super::{MemoryStore, wrap};
+use super::*;
+
+/// What the next request does instead of being answered.
+#[derive(Clone, Copy)]
+enum Fault {
+    Fail(Kind),
+    Expired,
+    Stall,
+    /// The body ends silently after this many bytes.
+    Cut(usize),
+    /// The body fails after this many bytes.
+    Reset(usize),
+    /// The body stalls after this many bytes.
+    StallAfter(usize),
+    /// Another object is there from now on, and the body is cut.
+    Replace(usize),
+    /// The object is removed, and the body is cut.
+    Remove(usize),
+    /// The body goes on past the announced end.
+    Overlong,
+}
+
+#[derive(Clone, Default)]
+struct Scripted {
+    inner: MemoryStore,
+    script: Arc<Mutex<VecDeque<Fault>>>,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Scripted {
+    fn new(faults: impl IntoIterator<Item = Fault>) -> Self {
+        let store = Self { script: Arc::new(Mutex::new(faults.into_iter().collect())), ..Self::default() };
+        store.inner.overwrite("a", object());
+        store
+    }
+
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    fn count(&self, request: &str) -> usize {
+        self.requests().iter().filter(|made| made.starts_with(request)).count()
+    }
+
+    /// Logs a request and does what the script says of it.
+    async fn next(&self, request: String) -> Result<Option<Fault>> {
+        self.requests.lock().unwrap().push(request);
+        let fault = self.script.lock().unwrap().pop_front();
+        match fault {
+            Some(Fault::Fail(kind)) => Err(StorageError::new("try", "x", kind, "as scripted")),
+            Some(Fault::Expired) => {
+                Err(StorageError::new("try", "x", Kind::Credentials, "expired").with_expired_credentials())
+            }
+            Some(Fault::Stall) => std::future::pending().await,
+            fault => Ok(fault),
+        }
+    }
+}
+
+/// 1 MiB that differs from byte to byte.
+fn object() -> Bytes {
+    (0..1 << 20).map(|i: u32| (i ^ (i >> 8)) as u8).collect()
+}
+
+#[async_trait]
+impl Store for Scripted {
+    fn url(&self, key: &str) -> String {
+        format!("scripted://{key}")
+    }
+
+    async fn get(&self, key: &str, from: u64, etag: Option<&str>) -> Result<Object> {
+        let fault = self.next(format!("get {from}{}", if etag.is_some() { " if-match" } else { "" })).await?;
+        let Object { head, body } = self.inner.get(key, from, etag).await?;
+        let take = |bytes: usize| {
+            let rest = self.inner.bytes(key).expect("it is there").slice(from as usize..);
+            stream::iter([Ok(rest.slice(..bytes))])
+        };
+        let body: Body = match fault {
+            None => body,
+            Some(Fault::Cut(bytes)) => take(bytes).boxed(),
+            Some(Fault::StallAfter(bytes)) => take(bytes).chain(stream::pending()).boxed(),
+            Some(Fault::Overlong) => body.chain(take(1)).boxed(),
+            Some(Fault::Reset(bytes)) => {
+                let reset = Err(StorageError::new("get", "x", Kind::Unavailable, "connection reset"));
+                take(bytes).chain(stream::iter([reset])).boxed()
+            }
+            Some(Fault::Replace(bytes)) => {
+                let body = take(bytes).boxed();
+                self.inner.overwrite(key, object());
+                body
+            }
+            Some(Fault::Remove(bytes)) => {
+                let body = take(bytes).boxed();
+                self.inner.delete(key).await?;
+                body
+            }
+            Some(Fault::Fail(_) | Fault::Expired | Fault::Stall) => unreachable!("done with before"),
+        };
+        Ok(Object { head, body })
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectHead> {
+        self.next("head".into()).await?;
+        self.inner.head(key).await
+    }
+
+    async fn put(&self, key: &str, body: Bytes, options: &PutOptions) -> Result<Put> {
+        self.next("put".into()).await?;
+        self.inner.put(key, body, options).await
+    }
+
+    async fn begin_upload(&self, key: &str, options: &PutOptions) -> Result<Box<dyn Upload>> {
+        self.next("begin".into()).await?;
+        let upload = self.inner.begin_upload(key, options).await?;
+        Ok(Box::new(ScriptedUpload { store: self.clone(), upload }))
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
+        self.next("list".into()).await?;
+        self.inner.list(prefix, after).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<()> {
+        self.next("delete".into()).await?;
+        self.inner.delete(key).await
+    }
+
+    async fn renew_credentials(&self) {
+        self.requests.lock().unwrap().push("renew".into());
+    }
+}
+
+struct ScriptedUpload {
+    store: Scripted,
+    upload: Box<dyn Upload>,
+}
+
+#[async_trait]
+impl Upload for ScriptedUpload {
+    async fn part(&self, number: u32, offset: u64, body: Bytes) -> Result<()> {
+        self.store.next(format!("part {number}")).await?;
+        self.upload.part(number, offset, body).await
+    }
+
+    async fn finish(&self) -> Result<Put> {
+        self.store.next("finish".into()).await?;
+        self.upload.finish().await
+    }
+
+    async fn abort(&self) -> Result<()> {
+        self.store.next("abort".into()).await?;
+        self.upload.abort().await
+    }
+}
+
+fn wrapped(store: &Scripted, policy: RetryPolicy) -> Arc<dyn Store> {
+    wrap(store.clone(), policy, NonZeroUsize::MIN)
+}
+
+fn standard(store: &Scripted) -> Arc<dyn Store> {
+    wrapped(store, RetryPolicy::default())
+}
+
+async fn read(store: &Arc<dyn Store>) -> Result<Bytes> {
+    let object = store.get("a", 0, None).await?;
+    let chunks: Vec<Bytes> = object.body.try_collect().await?;
+    Ok(chunks.concat().into())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_waited_out() {
+    let faults = [Fault::Fail(Kind::Unavailable); 9];
+    let scripted = Scripted::new(faults);
+    assert_eq!(read(&standard(&scripted)).await.unwrap(), object());
+    assert_eq!(scripted.count("get"), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_lasts_is_given_up_after_the_tries_of_the_policy() {
+    let scripted = Scripted::new([Fault::Fail(Kind::Unavailable); 99]);
+    let begun = Instant::now();
+    let error = read(&standard(&scripted)).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(error.cause().starts_with("gave up after 10 tries in "), "{}", error.cause());
+    assert_eq!(scripted.count("get"), 10);
+    assert!(begun.elapsed() > Duration::from_secs(30) && begun.elapsed() < Duration::from_secs(70));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_try_cannot_cure_fails_at_once() {
+    for kind in [Kind::NotFound, Kind::Denied, Kind::Misconfigured, Kind::Changed, Kind::Other] {
+        let scripted = Scripted::new([Fault::Fail(kind); 99]);
+        let store = standard(&scripted);
+        let options = PutOptions::default();
+        assert_eq!(store.get("a", 0, None).await.map(drop).unwrap_err().kind(), kind);
+        assert_eq!(store.head("a").await.map(drop).unwrap_err().kind(), kind);
+        assert_eq!(store.put("b", Bytes::new(), &options).await.map(drop).unwrap_err().kind(), kind);
+        assert_eq!(store.begin_upload("b", &options).await.map(drop).unwrap_err().kind(), kind);
+        assert_eq!(store.list("", None).await.map(drop).unwrap_err().kind(), kind);
+        assert_eq!(store.delete("b").await.unwrap_err().kind(), kind);
+        assert_eq!(scripted.requests(), ["get 0", "head", "put", "begin", "list", "delete"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_operation_is_tried_again() {
+    let scripted = Scripted::new([]);
+    let store = standard(&scripted);
+    let fail = || scripted.script.lock().unwrap().push_back(Fault::Fail(Kind::Unavailable));
+    let options = PutOptions::default();
+    fail();
+    store.head("a").await.unwrap();
+    fail();
+    assert_eq!(store.put("b", Bytes::new(), &options).await.unwrap(), Put::Stored);
+    fail();
+    let upload = store.begin_upload("c", &options).await.unwrap();
+    fail();
+    upload.part(1, 0, Bytes::from_static(b"x")).await.unwrap();
+    fail();
+    assert_eq!(upload.finish().await.unwrap(), Put::Stored);
+    fail();
+    upload.abort().await.unwrap();
+    fail();
+    store.list("", None).await.unwrap();
+    fail();
+    store.delete("a").await.unwrap();
+    for request in ["head", "put", "begin", "part 1", "finish", "abort", "list", "delete"] {
+        assert_eq!(scripted.count(request), 2, "{request}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broken_body_goes_on_from_its_last_good_byte() {
+    for fault in [Fault::Cut(1000), Fault::Reset(1000), Fault::StallAfter(1000)] {
+        let scripted = Scripted::new([fault]);
+        assert_eq!(read(&standard(&scripted)).await.unwrap(), object());
+        assert_eq!(scripted.requests(), ["get 0", "get 1000 if-match"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_moves_on_is_never_given_up() {
+    let scripted = Scripted::new([Fault::Cut(1000); 100]);
+    assert_eq!(read(&standard(&scripted)).await.unwrap(), object());
+    assert_eq!(scripted.count("get"), 101);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_does_not_move_is_given_up() {
+    let scripted = Scripted::new([Fault::Cut(1000)].into_iter().chain([Fault::Cut(0); 99]));
+    assert_eq!(read(&standard(&scripted)).await.unwrap_err().kind(), Kind::Unavailable);
+    // The break itself is the first failure of ten.
+    assert_eq!(scripted.count("get 1000"), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_break_after_the_last_byte_is_none() {
+    let scripted = Scripted::new([Fault::Reset(1 << 20)]);
+    assert_eq!(read(&standard(&scripted)).await.unwrap(), object());
+    assert_eq!(scripted.requests(), ["get 0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_version_is_never_joined_to_the_first() {
+    let scripted = Scripted::new([Fault::Replace(1000)]);
+    assert_eq!(read(&standard(&scripted)).await.unwrap_err().kind(), Kind::Changed);
+    let scripted = Scripted::new([Fault::Remove(1000)]);
+    assert_eq!(read(&standard(&scripted)).await.unwrap_err().kind(), Kind::Changed);
+    assert_eq!(scripted.requests(), ["get 0", "get 1000 if-match"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_bytes_than_announced_are_never_passed_on() {
+    let scripted = Scripted::new([Fault::Overlong]);
+    let bytes = read(&standard(&scripted)).await.unwrap();
+    assert_eq!(bytes, object());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_an_answer_is_made_again() {
+    let scripted = Scripted::new([Fault::Stall, Fault::Stall]);
+    let store = standard(&scripted);
+    assert_eq!(store.head("a").await.unwrap().size, 1 << 20);
+    assert_eq!(scripted.count("head"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_for_a_permit_is_no_stall() {
+    let scripted = Scripted::new([]);
+    let store = standard(&scripted);
+    let object = store.get("a", 0, None).await.unwrap();
+    let (head, ()) = tokio::join!(store.head("a"), async {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        drop(object);
+    });
+    head.unwrap();
+    assert_eq!(scripted.requests(), ["get 0", "head"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_consumer_is_not_the_stores_fault() {
+    let scripted = Scripted::new([]);
+    let store = standard(&scripted);
+    let mut object = store.get("a", 0, None).await.unwrap();
+    let mut size = 0;
+    while let Some(chunk) = object.body.try_next().await.unwrap() {
+        size += chunk.len();
+        tokio::time::sleep(Duration::from_secs(2 * 60 * 60)).await;
+    }
+    assert_eq!((size, scripted.count("get")), (1 << 20, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejected_credentials_are_read_again_twice_and_given_up_within_ten_seconds() {
+    let scripted = Scripted::new([Fault::Fail(Kind::Credentials); 99]);
+    let begun = Instant::now();
+    assert_eq!(standard(&scripted).head("a").await.unwrap_err().kind(), Kind::Credentials);
+    assert_eq!(scripted.requests(), ["head", "renew", "head", "renew", "head"]);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn expired_credentials_are_read_again_until_newer_ones_come() {
+    let scripted = Scripted::new([Fault::Expired; 30]);
+    assert_eq!(read(&standard(&scripted)).await.unwrap(), object());
+    assert_eq!((scripted.count("get"), scripted.count("renew")), (31, 30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn expired_credentials_that_nobody_renews_are_given_up() {
+    let scripted = Scripted::new([Fault::Expired; 999]);
+    let begun = Instant::now();
+    assert_eq!(standard(&scripted).head("a").await.unwrap_err().kind(), Kind::Credentials);
+    let patience = RetryPolicy::default().expired_patience;
+    assert!(begun.elapsed() >= patience && begun.elapsed() < patience + Duration::from_secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_that_expire_within_a_body_do_not_break_it() {
+    let scripted = Scripted::new([Fault::Reset(1000), Fault::Expired, Fault::Expired]);
+    assert_eq!(read(&standard(&scripted)).await.unwrap(), object());
+    assert_eq!(
+        scripted.requests(),
+        ["get 0", "get 1000 if-match", "renew", "get 1000 if-match", "renew", "get 1000 if-match"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operation_ends_with_its_deadline() {
+    let policy =
+        RetryPolicy { attempts: NonZeroU32::MAX, object_deadline: Duration::from_secs(100), ..RetryPolicy::default() };
+    let scripted = Scripted::new([Fault::Stall; 99]);
+    let begun = Instant::now();
+    assert_eq!(wrapped(&scripted, policy).head("a").await.unwrap_err().kind(), Kind::Unavailable);
+    assert!(begun.elapsed() <= Duration::from_secs(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_trickles_ends_with_its_deadline() {
+    let policy = RetryPolicy { object_deadline: Duration::from_secs(100), ..RetryPolicy::default() };
+    let scripted = Scripted::new([Fault::StallAfter(1); 99]);
+    let begun = Instant::now();
+    assert_eq!(read(&wrapped(&scripted, policy)).await.unwrap_err().kind(), Kind::Unavailable);
+    assert!(begun.elapsed() <= Duration::from_secs(120));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_total_ends_every_operation() {
+    let policy = RetryPolicy { total: Some(Duration::from_secs(30)), ..RetryPolicy::default() };
+    let scripted = Scripted::new([Fault::Stall; 99]);
+    let store = wrapped(&scripted, policy);
+    let begun = Instant::now();
+    assert_eq!(store.head("a").await.unwrap_err().kind(), Kind::Unavailable);
+    assert_eq!(store.head("a").await.unwrap_err().kind(), Kind::Unavailable);
+    assert!(begun.elapsed() <= Duration::from_secs(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_write_is_made_again() {
+    let scripted = Scripted::new([Fault::Stall]);
+    let store = standard(&scripted);
+    assert_eq!(store.put("b", object(), &PutOptions::default()).await.unwrap(), Put::Stored);
+    assert_eq!(scripted.count("put"), 2);
+}
+
+#[test]
+fn waits_double_up_to_the_longest_and_vary_by_half() {
+    let policy = RetryPolicy::default();
+    for (failed, full) in [(1, 200), (2, 400), (7, 12_800), (8, 20_000), (40, 20_000), (u32::MAX, 20_000)] {
+        for _ in 0..100 {
+            let wait = backoff(&policy, failed).as_millis();
+            assert!((full / 2..=full).contains(&wait), "{wait} ms after {failed}");
+        }
+    }
+}
