@@ -19,7 +19,14 @@ use crate::formats::lzo1x;
 ///   archive_command = 'wal-eve wal-push %p'
 ///   restore_command = 'wal-eve wal-fetch %f %p'
 #[derive(Debug, Parser)]
-#[command(name = "wal-eve", version, infer_long_args = true, disable_help_subcommand = true, subcommand_required = true, max_term_width = 100)]
+#[command(
+    name = "wal-eve",
+    version,
+    infer_long_args = true,
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    max_term_width = 100
+)]
 pub(super) struct Cli {
     #[command(flatten)]
     pub(super) global: GlobalArgs,

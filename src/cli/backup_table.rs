@@ -63,10 +63,13 @@ pub(super) fn json(backups: &[ListedBackup]) -> String {
 /// Columns aligned under their names; those that nothing is known of are left out.
 pub(super) fn table(backups: &[ListedBackup]) -> String {
     let rows: Vec<[String; 7]> = backups.iter().map(fields).collect();
-    let shown: Vec<usize> = (0..7).filter(|column| rows.is_empty() || rows.iter().any(|row| !row[*column].is_empty())).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).chain([COLUMNS[column].len()]).max().unwrap_or(0);
+    let shown: Vec<usize> =
+        (0..7).filter(|column| rows.is_empty() || rows.iter().any(|row| !row[*column].is_empty())).collect();
+    let width =
+        |column: usize| rows.iter().map(|row| row[column].len()).chain([COLUMNS[column].len()]).max().unwrap_or(0);
     let line = |cells: &dyn Fn(usize) -> String| {
-        let cells: Vec<String> = shown.iter().map(|column| format!("{:<width$}", cells(*column), width = width(*column))).collect();
+        let cells: Vec<String> =
+            shown.iter().map(|column| format!("{:<width$}", cells(*column), width = width(*column))).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
     let header = line(&|column| COLUMNS[column].to_owned());
@@ -139,7 +142,10 @@ mod tests {
         let json: Value = serde_json::from_str(&json(&[backup(true)])).unwrap();
         assert_eq!(json[0]["expanded_size_bytes"], 100_173);
         let table = table(&[backup(false)]);
-        assert!(table.starts_with("name ") && table.contains("base_000000010000000000000002_00000040  2016-01-01T00:00:00.120Z"));
+        assert!(
+            table.starts_with("name ")
+                && table.contains("base_000000010000000000000002_00000040  2016-01-01T00:00:00.120Z")
+        );
         assert!(!table.contains("expanded_size_bytes"));
     }
 }

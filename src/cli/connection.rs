@@ -6,5 +6,6 @@ use crate::commands::CommandError;
 use crate::pg::connection_settings::ConnectionSettings;
 
 pub(super) fn settings(environment: &Environment) -> Result<ConnectionSettings, Failure> {
-    ConnectionSettings::from_environment(|name| environment.text(name)).map_err(|failed| Failure::Command(CommandError::from(failed)))
+    ConnectionSettings::from_environment(|name| environment.text(name))
+        .map_err(|failed| Failure::Command(CommandError::from(failed)))
 }

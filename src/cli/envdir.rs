@@ -18,7 +18,8 @@ pub(super) const SOURCE_VARIABLE: &str = "WAL_EVE_ENVDIR";
 /// When the directory cannot be read: a message for the user.
 pub fn re_execution(args: &[OsString]) -> Result<Option<Command>, String> {
     let Some((directory, rest)) = split(args) else { return Ok(None) };
-    let failed = |failed: io::Error| format!("could not read the environment directory \"{}\": {failed}", directory.display());
+    let failed =
+        |failed: io::Error| format!("could not read the environment directory \"{}\": {failed}", directory.display());
     let variables = read(&directory).map_err(failed)?;
     let this = std::env::current_exe().map_err(|failed| format!("could not find the running program: {failed}"))?;
     let mut command = Command::new(this);
@@ -82,7 +83,14 @@ mod tests {
 
     #[test]
     fn values_are_envdirs() {
-        for (contents, expected) in [("v\n", Some("v")), ("v", Some("v")), ("v \t\nmore", Some("v")), ("", None), ("\n", Some("")), ("a\0b", Some("a\nb"))] {
+        for (contents, expected) in [
+            ("v\n", Some("v")),
+            ("v", Some("v")),
+            ("v \t\nmore", Some("v")),
+            ("", None),
+            ("\n", Some("")),
+            ("a\0b", Some("a\nb")),
+        ] {
             assert_eq!(value(contents.as_bytes()).as_deref(), expected.map(OsStr::new), "{contents:?}");
         }
     }

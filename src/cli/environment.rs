@@ -58,7 +58,9 @@ mod tests {
     #[test]
     fn booleans_are_wal_es() {
         // §12, vector 39
-        for (value, expected) in [("1", true), ("true", true), ("TRUE", true), ("", false), ("0", false), ("false", false), ("FALSE", false)] {
+        for (value, expected) in
+            [("1", true), ("true", true), ("TRUE", true), ("", false), ("0", false), ("false", false), ("FALSE", false)]
+        {
             assert_eq!(Environment::from([("B", value)]).boolean("B"), Ok(expected), "{value}");
         }
         assert_eq!(Environment::default().boolean("B"), Ok(false));
@@ -68,7 +70,10 @@ mod tests {
     #[test]
     fn empty_counts_as_unset() {
         let environment = Environment::from([("A", ""), ("B", "b")]);
-        assert_eq!((environment.text("A"), environment.text("B"), environment.text("C")), (None, Some("b".into()), None));
+        assert_eq!(
+            (environment.text("A"), environment.text("B"), environment.text("C")),
+            (None, Some("b".into()), None)
+        );
         assert!(environment.is_set("A") && !environment.is_set("C"));
     }
 }

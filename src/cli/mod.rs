@@ -3,8 +3,8 @@
 mod args;
 mod backup_table;
 mod connection;
-mod environment;
 mod envdir;
+mod environment;
 mod exit;
 mod log;
 mod next_steps;

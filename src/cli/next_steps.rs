@@ -11,7 +11,11 @@ pub(super) fn text(report: &BackupFetchReport) -> String {
     let mut text = format!("restored {} to {directory}\n\nBefore you start the server:\n", report.name);
     let mut item = |line: String| writeln!(text, "  * {line}").expect("a String takes every write");
     if !steps.missing_config.is_empty() {
-        item(format!("put {} in place: the backup does not hold {}", list(&steps.missing_config), if steps.missing_config.len() == 1 { "it" } else { "them" }));
+        item(format!(
+            "put {} in place: the backup does not hold {}",
+            list(&steps.missing_config),
+            if steps.missing_config.len() == 1 { "it" } else { "them" }
+        ));
     }
     for signal in &steps.signal_files {
         item(format!("the backup brought {signal} along: remove it unless you want what it asks for"));
@@ -24,13 +28,16 @@ pub(super) fn text(report: &BackupFetchReport) -> String {
         }
         Some(_) => {
             item("set restore_command = 'wal-eve wal-fetch %f %p' in postgresql.conf".into());
-            item(format!("touch {directory}/standby.signal for a replica, or {directory}/recovery.signal to recover and then open for writes"));
+            item(format!(
+                "touch {directory}/standby.signal for a replica, or {directory}/recovery.signal to recover and then open for writes"
+            ));
             item("remove a recovery.conf that your tools may have left: the server does not start with one".into());
         }
         None => item("PG_VERSION could not be read: check that this is the cluster you meant".into()),
     }
     if !steps.minimum_settings.is_empty() {
-        let settings: Vec<String> = steps.minimum_settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+        let settings: Vec<String> =
+            steps.minimum_settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();
         item(format!("a replica needs at least the source's settings: {}", settings.join(", ")));
     }
     item("make sure that its archive_command does not write to the source's prefix before it is promoted".into());

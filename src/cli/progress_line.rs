@@ -73,7 +73,14 @@ impl Snapshot {
             Stage::Codec => "the processor",
             Stage::Disk => "the local disk",
         });
-        Self { plain: progress.plain_bytes(), total: progress.total_bytes(), stored: progress.stored_bytes(), parts: progress.parts(), took, bottleneck }
+        Self {
+            plain: progress.plain_bytes(),
+            total: progress.total_bytes(),
+            stored: progress.stored_bytes(),
+            parts: progress.parts(),
+            took,
+            bottleneck,
+        }
     }
 
     /// Plain bytes per second since the beginning.
@@ -131,7 +138,10 @@ mod tests {
 
     #[test]
     fn numbers_are_for_people() {
-        assert_eq!((bytes(0).as_str(), bytes(1023).as_str(), bytes(1536).as_str(), bytes(3 << 40).as_str()), ("0 B", "1023 B", "1.5 KiB", "3.0 TiB"));
+        assert_eq!(
+            (bytes(0).as_str(), bytes(1023).as_str(), bytes(1536).as_str(), bytes(3 << 40).as_str()),
+            ("0 B", "1023 B", "1.5 KiB", "3.0 TiB")
+        );
         let of = |seconds| duration(Duration::from_secs(seconds));
         assert_eq!((of(59).as_str(), of(61).as_str(), of(7260).as_str()), ("59 s", "1 min 1 s", "2 h 1 min"));
     }

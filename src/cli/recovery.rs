@@ -24,7 +24,9 @@ pub(super) fn status(policy: Option<OnOutage>, destination: &Path) -> ExitStatus
 
 /// The same by bare arguments that could not be parsed; none when they are no recovery's.
 pub(super) fn cannot_say_status(args: &[OsString]) -> Option<ExitStatus> {
-    let is_recovery_file = |arg: &&OsString| Path::new(arg).file_name().is_some_and(|name| RECOVERY_FILES.iter().any(|file| name == *file));
+    let is_recovery_file = |arg: &&OsString| {
+        Path::new(arg).file_name().is_some_and(|name| RECOVERY_FILES.iter().any(|file| name == *file))
+    };
     let destination = args.iter().skip(1).find(is_recovery_file);
     let is_fetch = args.iter().skip(1).any(|arg| arg == OsStr::new("wal-fetch"));
     match destination {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use super::args::{BackupFetchArgs, BackupListArgs, BackupPushArgs, Cli, Command, CompressionArgs, WalFetchArgs, WalPushArgs};
+use super::args::{
+    BackupFetchArgs, BackupListArgs, BackupPushArgs, Cli, Command, CompressionArgs, WalFetchArgs, WalPushArgs,
+};
 use super::environment::Environment;
 use super::exit::{Caller, ExitStatus, Failure};
 use super::store::ArchiveConfig;
@@ -90,7 +92,8 @@ fn push(args: WalPushArgs, config: ArchiveConfig, environment: &Environment) -> 
         tracing::debug!(?report, "answered from an earlier look-ahead");
         return Ok(ExitStatus::DONE);
     }
-    let archive = config.open(patient_for(WAL_PATIENCE), options.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
+    let archive =
+        config.open(patient_for(WAL_PATIENCE), options.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
     let report = light_runtime().block_on(wal_push(&archive, &options))?;
     if report.pushed == Pushed::AlreadyIdentical {
         tracing::debug!("the archive held the same bytes already");
@@ -186,8 +189,12 @@ where
 
 fn read_spec(file: &Path) -> std::result::Result<serde_json::Value, Failure> {
     let failed = |why: String| {
-        let hint = "Give SOURCE, or a file such as {\"16384\": {\"loc\": \"/new/place/\", \"link\": \"pg_tblspc/16384\"}}.";
-        Failure::Usage(format!("could not read the restore specification \"{}\": {why}", file.display()), Some(hint.into()))
+        let hint =
+            "Give SOURCE, or a file such as {\"16384\": {\"loc\": \"/new/place/\", \"link\": \"pg_tblspc/16384\"}}.";
+        Failure::Usage(
+            format!("could not read the restore specification \"{}\": {why}", file.display()),
+            Some(hint.into()),
+        )
     };
     let bytes = std::fs::read(file).map_err(|failure| failed(failure.to_string()))?;
     serde_json::from_slice(&bytes).map_err(|failure| failed(failure.to_string()))
@@ -198,7 +205,9 @@ fn level(args: &CompressionArgs, environment: &Environment) -> std::result::Resu
         (Some(level), _) => Ok(level.into()),
         (None, None | Some("fast")) => Ok(Level::Fast),
         (None, Some("best")) => Ok(Level::Best),
-        (None, Some(other)) => Err(Failure::Usage(format!("WALE_LZO_LEVEL is \"{other}\""), Some("It should be fast or best.".into()))),
+        (None, Some(other)) => {
+            Err(Failure::Usage(format!("WALE_LZO_LEVEL is \"{other}\""), Some("It should be fast or best.".into())))
+        }
     }
 }
 
@@ -212,7 +221,10 @@ fn nonzero(number: usize) -> NonZeroUsize {
 
 /// For commands that are over in milliseconds: no worker threads; CPU work still goes to threads of its own.
 fn light_runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("the system gives a process an event queue")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("the system gives a process an event queue")
 }
 
 fn full_runtime() -> tokio::runtime::Runtime {
@@ -224,4 +236,3 @@ fn print(text: &str) {
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
-

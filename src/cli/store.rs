@@ -111,7 +111,9 @@ fn s3_options(prefix: &PrefixUrl, args: &GlobalArgs, environment: &Environment) 
 fn endpoint(environment: &Environment) -> Result<Option<Endpoint>> {
     let unusable = |name: &str, failed: &EndpointError| {
         let hint = match name {
-            "WALE_S3_ENDPOINT" => "It looks like https+path://host:port, with path, virtualhost or subdomain after the plus sign, and nothing after the port.",
+            "WALE_S3_ENDPOINT" => {
+                "It looks like https+path://host:port, with path, virtualhost or subdomain after the plus sign, and nothing after the port."
+            }
             _ => "It looks like https://host:port.",
         };
         Failure::Usage(format!("{name} cannot be used: {failed}"), Some(hint.into()))
@@ -212,9 +214,16 @@ mod tests {
     #[test]
     fn both_names_of_the_session_token_are_read() {
         for name in ["AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"] {
-            let environment = Environment::from([("WALE_S3_PREFIX", "s3://b/p"), ("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"), (name, "t")]);
+            let environment = Environment::from([
+                ("WALE_S3_PREFIX", "s3://b/p"),
+                ("AWS_ACCESS_KEY_ID", "k"),
+                ("AWS_SECRET_ACCESS_KEY", "s"),
+                (name, "t"),
+            ]);
             let options = config("", environment).ok().unwrap().s3.unwrap();
-            assert!(matches!(options.credentials, Credentials::Static { session_token: Some(token), .. } if token == "t"));
+            assert!(
+                matches!(options.credentials, Credentials::Static { session_token: Some(token), .. } if token == "t")
+            );
         }
     }
 

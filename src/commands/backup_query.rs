@@ -40,10 +40,14 @@ fn past_directory(prefix: &str, key: &str) -> String {
 pub(super) async fn resolve(archive: &Archive, query: &str) -> Result<ListedBackup> {
     if query == "LATEST" {
         // of equally old ones the last; the store's clock decides, as names need not ascend after a failover
-        return complete_backups(archive).await?.into_iter().max_by_key(|backup| backup.last_modified).ok_or_else(|| {
-            CommandError::refused("no backups found for fetching")
-                .with_detail(format!("No complete backup exists under \"{}\".", archive.store.url(&archive.layout.base_backups())))
-        });
+        return complete_backups(archive).await?.into_iter().max_by_key(|backup| backup.last_modified).ok_or_else(
+            || {
+                CommandError::refused("no backups found for fetching").with_detail(format!(
+                    "No complete backup exists under \"{}\".",
+                    archive.store.url(&archive.layout.base_backups())
+                ))
+            },
+        );
     }
     let Ok(name) = query.parse::<BackupName>() else {
         let shape_is_right = query.get(..BackupName::LEN).is_some_and(|start| start.parse::<BackupName>().is_ok());
@@ -52,7 +56,9 @@ pub(super) async fn resolve(archive: &Archive, query: &str) -> Result<ListedBack
         }
         return Err(CommandError::refused("invalid backup query submitted")
             .with_detail(format!("The submitted query operator was \"{query}.\""))
-            .with_hint("Give LATEST or a whole name from backup-list, such as base_000000010000000000000002_00000040."));
+            .with_hint(
+                "Give LATEST or a whole name from backup-list, such as base_000000010000000000000002_00000040.",
+            ));
     };
     let found = complete_backups(archive).await?.into_iter().find(|backup| backup.name == name);
     found.ok_or_else(|| not_found(archive, query))
@@ -60,7 +66,10 @@ pub(super) async fn resolve(archive: &Archive, query: &str) -> Result<ListedBack
 
 fn not_found(archive: &Archive, query: &str) -> CommandError {
     CommandError::refused(format!("there is no complete backup \"{query}\""))
-        .with_detail(format!("No such sentinel exists under \"{}\".", archive.store.url(&archive.layout.base_backups())))
+        .with_detail(format!(
+            "No such sentinel exists under \"{}\".",
+            archive.store.url(&archive.layout.base_backups())
+        ))
         .with_hint("Use backup-list to see the names of the complete backups.")
 }
 
@@ -75,6 +84,7 @@ pub(super) async fn sentinel(archive: &Archive, name: &BackupName) -> Result<Sen
         })
         .await?;
     Sentinel::from_json(&bytes).map_err(|failed| {
-        CommandError::refused(format!("\"{}\" cannot be read", archive.store.url(&key))).with_detail(format!("{failed}."))
+        CommandError::refused(format!("\"{}\" cannot be read", archive.store.url(&key)))
+            .with_detail(format!("{failed}."))
     })
 }

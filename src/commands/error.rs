@@ -98,7 +98,9 @@ impl CommandError {
                 transfer::Kind::Local => Kind::Unexpected,
             },
             Self::Pg(failed) => match failed.kind() {
-                pg::Kind::NotADataDirectory | pg::Kind::Settings | pg::Kind::Refused | pg::Kind::UnknownVersion => Kind::User,
+                pg::Kind::NotADataDirectory | pg::Kind::Settings | pg::Kind::Refused | pg::Kind::UnknownVersion => {
+                    Kind::User
+                }
                 pg::Kind::Unreachable => Kind::User,
                 pg::Kind::Io | pg::Kind::Damaged | pg::Kind::Server | pg::Kind::Lost => Kind::Unexpected,
             },

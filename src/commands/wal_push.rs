@@ -148,7 +148,9 @@ async fn look_ahead(archive: &Archive, options: &WalPushOptions, done: &mut Vec<
     }
     // in the server's order, so that what is done is what it asks for next
     let mut pushes = Box::pin(
-        stream::iter(waiting).map(|name| push_ahead(archive, &directory, name, options.level, &markers)).buffered(width),
+        stream::iter(waiting)
+            .map(|name| push_ahead(archive, &directory, name, options.level, &markers))
+            .buffered(width),
     );
     while let Some(pushed) = pushes.next().await {
         match pushed {
@@ -159,7 +161,13 @@ async fn look_ahead(archive: &Archive, options: &WalPushOptions, done: &mut Vec<
     }
 }
 
-async fn push_ahead(archive: &Archive, directory: &Path, name: SegmentName, level: Level, markers: &PushMarkers) -> Result<Option<SegmentName>> {
+async fn push_ahead(
+    archive: &Archive,
+    directory: &Path,
+    name: SegmentName,
+    level: Level,
+    markers: &PushMarkers,
+) -> Result<Option<SegmentName>> {
     let path = directory.join(name.to_string());
     let key = archive.layout.wal(&name.to_string());
     let url = archive.store.url(&key);

@@ -45,7 +45,8 @@ impl Journal {
         let lock = lock(&directory)?;
         let path = directory.join(FILE);
         let boot_id = boot_id();
-        let fresh = Record { backup: name.to_string(), prefix: prefix.to_owned(), boot_id, partitions_done: BTreeSet::new() };
+        let fresh =
+            Record { backup: name.to_string(), prefix: prefix.to_owned(), boot_id, partitions_done: BTreeSet::new() };
         let found = match fs::read(&path) {
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => None,
             read => serde_json::from_slice::<Record>(&read.map_err(CommandError::file("read", &path))?).ok(),
@@ -53,9 +54,12 @@ impl Journal {
         let resumed = found.is_some();
         let record = match found {
             Some(found) if (&found.backup, &found.prefix) != (&fresh.backup, &fresh.prefix) => {
-                return Err(CommandError::refused(format!("\"{}\" holds an interrupted restore of another backup", directory.display()))
-                    .with_detail(format!("It is of {} from \"{}\".", found.backup, found.prefix))
-                    .with_hint("Finish that restore with the same command as before, or empty the data directory."));
+                return Err(CommandError::refused(format!(
+                    "\"{}\" holds an interrupted restore of another backup",
+                    directory.display()
+                ))
+                .with_detail(format!("It is of {} from \"{}\".", found.backup, found.prefix))
+                .with_hint("Finish that restore with the same command as before, or empty the data directory."));
             }
             Some(found) if found.boot_id == fresh.boot_id && !found.boot_id.is_empty() => {
                 tracing::info!(partitions = found.partitions_done.len(), "taking up an interrupted restore");
@@ -105,8 +109,11 @@ fn lock(directory: &Path) -> Result<fs::File> {
     use rustix::fs::{FlockOperation, flock};
     let opened = fs::File::open(directory).map_err(CommandError::file("open", directory))?;
     flock(&opened, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-        CommandError::refused(format!("another restore into \"{}\" is running", directory.parent().unwrap_or(directory).display()))
-            .with_hint("Wait for it to end.")
+        CommandError::refused(format!(
+            "another restore into \"{}\" is running",
+            directory.parent().unwrap_or(directory).display()
+        ))
+        .with_hint("Wait for it to end.")
     })?;
     Ok(opened)
 }

@@ -78,7 +78,11 @@ pub struct BackupFetchReport {
 }
 
 /// Restores a base backup.
-pub async fn backup_fetch(archive: &Archive, options: &BackupFetchOptions, progress: Arc<Progress>) -> Result<BackupFetchReport> {
+pub async fn backup_fetch(
+    archive: &Archive,
+    options: &BackupFetchOptions,
+    progress: Arc<Progress>,
+) -> Result<BackupFetchReport> {
     let backup = backup_query::resolve(archive, &options.query).await?;
     let name = backup.name;
     let sentinel = backup_query::sentinel(archive, &name).await?;
@@ -110,7 +114,12 @@ pub async fn backup_fetch(archive: &Archive, options: &BackupFetchOptions, progr
                 let number = part.number;
                 off_async(move || journal.record(number)).await?;
                 progress.part_done();
-                tracing::info!(partition = number, members = extracted.members, bytes = extracted.bytes, "partition restored");
+                tracing::info!(
+                    partition = number,
+                    members = extracted.members,
+                    bytes = extracted.bytes,
+                    "partition restored"
+                );
                 Result::Ok(extracted.bytes)
             }
         })
@@ -125,13 +134,15 @@ pub async fn backup_fetch(archive: &Archive, options: &BackupFetchOptions, progr
 /// The backup's own specification with the user's over it; none for backups that have none (WAL-E up to 0.6).
 fn restore_spec(sentinel: &Sentinel, choice: &TablespaceChoice) -> Result<Option<RestoreSpec>> {
     let empty = Value::Object(serde_json::Map::new());
-    let unusable = |failed| CommandError::refused("the restore specification cannot be used").with_detail(format!("{failed}."));
+    let unusable =
+        |failed| CommandError::refused("the restore specification cannot be used").with_detail(format!("{failed}."));
     match (choice, &sentinel.spec) {
         (TablespaceChoice::Spec(file), recorded) => {
             let base = recorded.as_ref().unwrap_or(&empty);
             // where the source lay is no reason to restore there: only the file itself may say so
             let mut merged = RestoreSpec::from_json(base, Some(file)).map_err(unusable)?;
-            merged.base_prefix = RestoreSpec::from_json(&empty, Some(&with_base_prefix_only(file))).map_err(unusable)?.base_prefix;
+            merged.base_prefix =
+                RestoreSpec::from_json(&empty, Some(&with_base_prefix_only(file))).map_err(unusable)?.base_prefix;
             Ok(Some(merged))
         }
         (_, None) => Ok(None),
@@ -159,7 +170,13 @@ fn target_directory(options: &BackupFetchOptions, spec: &Option<RestoreSpec>) ->
 type Prepared = (Target, Journal, Vec<FilesystemSync>);
 
 /// Makes the directories and links, or takes up an interrupted restore.
-fn prepare(directory: PathBuf, name: &BackupName, prefix: &str, choice: &TablespaceChoice, spec: Option<&RestoreSpec>) -> Result<Prepared> {
+fn prepare(
+    directory: PathBuf,
+    name: &BackupName,
+    prefix: &str,
+    choice: &TablespaceChoice,
+    spec: Option<&RestoreSpec>,
+) -> Result<Prepared> {
     let target = Target::open(directory, choice, spec)?;
     let journal = Journal::open(target.journal_directory(), name, prefix)?;
     let links = tablespaces::prepare(target.root(), choice, spec, journal.is_resumed())?;
@@ -200,7 +217,10 @@ async fn check_wal(archive: &Archive, name: &BackupName, sentinel: &Sentinel, al
     };
     let Some(example) = missing.first() else { return Ok(()) };
     let message = format!("the archive lacks {} of the WAL segments that backup {name} needs", missing.len());
-    let detail = format!("The first one missing is {example}; it needs {first} to {last}, under \"{}\".", archive.store.url(&archive.layout.wal_directory()));
+    let detail = format!(
+        "The first one missing is {example}; it needs {first} to {last}, under \"{}\".",
+        archive.store.url(&archive.layout.wal_directory())
+    );
     if allow_missing {
         tracing::warn!("{message}: {detail}");
         return Ok(());

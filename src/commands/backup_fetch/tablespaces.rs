@@ -15,14 +15,20 @@ use crate::pg::tablespace_map::TablespaceMap;
 const LINKS: &str = "pg_tblspc";
 
 /// Makes or checks the tablespaces' links; gives those that members may be written through, relative to `root`.
-pub(super) fn prepare(root: &Path, choice: &TablespaceChoice, spec: Option<&RestoreSpec>, resumed: bool) -> Result<BTreeSet<PathBuf>> {
+pub(super) fn prepare(
+    root: &Path,
+    choice: &TablespaceChoice,
+    spec: Option<&RestoreSpec>,
+    resumed: bool,
+) -> Result<BTreeSet<PathBuf>> {
     let tablespaces = spec.map_or(&[][..], |spec| &spec.tablespaces);
     match choice {
         TablespaceChoice::AsOnSource | TablespaceChoice::Spec(_) => {
             tablespaces.iter().try_for_each(|space| make(root, space, resumed))?;
         }
         TablespaceChoice::ExistingLinks => {
-            let missing: Vec<_> = tablespaces.iter().filter(|space| !is_link_to_directory(&root.join(&space.link))).collect();
+            let missing: Vec<_> =
+                tablespaces.iter().filter(|space| !is_link_to_directory(&root.join(&space.link))).collect();
             if !missing.is_empty() {
                 return Err(missing_links(missing.into_iter().map(|space| space.name.clone())));
             }
@@ -43,9 +49,13 @@ pub(super) fn missing_links(names: impl Iterator<Item = String>) -> CommandError
 fn make(root: &Path, space: &SpecTablespace, resumed: bool) -> Result<()> {
     let location = PathBuf::from(&space.location);
     if !resumed && !data_directory::is_empty(&location)? {
-        return Err(CommandError::refused(format!("the directory \"{}\" of tablespace {} is not empty", location.display(), space.name))
-            .with_detail("A running server beside this restore may be using it.")
-            .with_hint("Choose another place with --restore-spec FILE, or empty it if it is not needed any more."));
+        return Err(CommandError::refused(format!(
+            "the directory \"{}\" of tablespace {} is not empty",
+            location.display(),
+            space.name
+        ))
+        .with_detail("A running server beside this restore may be using it.")
+        .with_hint("Choose another place with --restore-spec FILE, or empty it if it is not needed any more."));
     }
     let directory = |path: &Path| {
         let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
@@ -55,7 +65,12 @@ fn make(root: &Path, space: &SpecTablespace, resumed: bool) -> Result<()> {
     directory(&location)?;
     let link = root.join(&space.link);
     match std::os::unix::fs::symlink(&location, &link) {
-        Err(exists) if exists.kind() == io::ErrorKind::AlreadyExists && fs::read_link(&link).is_ok_and(|text| text == location) => Ok(()),
+        Err(exists)
+            if exists.kind() == io::ErrorKind::AlreadyExists
+                && fs::read_link(&link).is_ok_and(|text| text == location) =>
+        {
+            Ok(())
+        }
         made => made.map_err(CommandError::file("create symbolic link", &link)),
     }
 }
@@ -90,7 +105,8 @@ pub(super) fn rewrite_map(root: &Path) -> Result<()> {
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(failed) => return Err(CommandError::file("read", &path)(failed)),
     };
-    let relocated = TablespaceMap::parse(&bytes)?.relocated(|space| fs::read_link(root.join(LINKS).join(&space.oid_name)).ok());
+    let relocated =
+        TablespaceMap::parse(&bytes)?.relocated(|space| fs::read_link(root.join(LINKS).join(&space.oid_name)).ok());
     if relocated.tablespaces.is_empty() {
         return fs::remove_file(&path).map_err(CommandError::file("remove", &path));
     }

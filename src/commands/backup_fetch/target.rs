@@ -30,7 +30,7 @@ impl Target {
     /// Refuses a directory that a server uses or that holds something else than an interrupted restore; makes it, for its
     /// owner only, if it is not there.
     pub(super) fn open(root: PathBuf, choice: &TablespaceChoice, spec: Option<&RestoreSpec>) -> Result<Self> {
-        if let Postmaster::Present { pid } = data_directory::postmaster_in(&root)? {
+        if let Postmaster::Present { pid, .. } = data_directory::postmaster_in(&root)? {
             let pid = pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
             return Err(CommandError::refused("attempting to overwrite a live data directory")
                 .with_detail(format!("\"{}\" has a postmaster.pid, of process {pid}.", root.display()))
@@ -45,7 +45,11 @@ impl Target {
         {
             return Err(super::tablespaces::missing_links(spec.tablespaces.iter().map(|space| space.name.clone())));
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(CommandError::file("create directory", &root))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&root)
+            .map_err(CommandError::file("create directory", &root))?;
         Ok(Self { root, links: BTreeSet::new() })
     }
 
@@ -91,7 +95,9 @@ impl Target {
             }
             Err(damaged) => Err(CommandError::refused("the backup's global/pg_control is damaged")
                 .with_detail(format!("{damaged}."))
-                .with_hint("It was torn when it was read, or the archive is damaged. Choose another backup with backup-list.")),
+                .with_hint(
+                    "It was torn when it was read, or the archive is damaged. Choose another backup with backup-list.",
+                )),
         }
     }
 

@@ -28,7 +28,12 @@ pub(super) struct ArchivedFiles {
 
 /// Archives everything that `walk` finds, `pool_size` partitions at a time. In memory are the members of those partitions
 /// and of one more, at most 6144 each.
-pub(super) async fn archive(backup: &Unfinished<'_>, walk: Walk, context: &PartitionContext, pool_size: NonZeroUsize) -> Result<ArchivedFiles> {
+pub(super) async fn archive(
+    backup: &Unfinished<'_>,
+    walk: Walk,
+    context: &PartitionContext,
+    pool_size: NonZeroUsize,
+) -> Result<ArchivedFiles> {
     let (sender, receiver) = mpsc::channel(1);
     let planning = off_async(move || plan(walk, &sender));
     let planned = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
@@ -47,7 +52,12 @@ pub(super) async fn archive(backup: &Unfinished<'_>, walk: Walk, context: &Parti
 }
 
 /// Stores one partition; its size in bytes as planned.
-pub(super) async fn store(backup: &Unfinished<'_>, number: u32, members: Vec<Member>, context: &PartitionContext) -> Result<u64> {
+pub(super) async fn store(
+    backup: &Unfinished<'_>,
+    number: u32,
+    members: Vec<Member>,
+    context: &PartitionContext,
+) -> Result<u64> {
     let bytes = members.iter().map(Member::size).sum();
     let count = members.len();
     let key = backup.archive.layout.partition(&backup.name, number);
@@ -75,7 +85,9 @@ fn plan(walk: Walk, sender: &mpsc::Sender<Vec<Member>>) -> Result<()> {
         };
         let path = entry.path.clone();
         let member = member(entry);
-        let placement = planner.place(member.size()).map_err(|source| CommandError::from(TransferError::TooLarge { path, source }))?;
+        let placement = planner
+            .place(member.size())
+            .map_err(|source| CommandError::from(TransferError::TooLarge { path, source }))?;
         if placement == Placement::New && sender.blocking_send(std::mem::take(&mut members)).is_err() {
             return Ok(());
         }
@@ -110,7 +122,11 @@ pub(super) fn check_size(archived: u64, cluster: u64, tablespaces: &[Tablespace]
 }
 
 /// Tells the progress how much there will be; failing to count is no reason to fail.
-pub(super) async fn expect(progress: Arc<Progress>, directory: crate::pg::data_directory::DataDirectory, options: crate::pg::walk::WalkOptions) {
+pub(super) async fn expect(
+    progress: Arc<Progress>,
+    directory: crate::pg::data_directory::DataDirectory,
+    options: crate::pg::walk::WalkOptions,
+) {
     let counted = off_async(move || crate::pg::walk::Extent::of(&directory, options)).await;
     if let Ok(extent) = counted {
         progress.set_total(extent.bytes);

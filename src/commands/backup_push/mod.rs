@@ -65,7 +65,11 @@ pub struct BackupPushReport {
 }
 
 /// Takes a base backup.
-pub async fn backup_push(archive: &Archive, options: &BackupPushOptions, progress: Arc<Progress>) -> Result<BackupPushReport> {
+pub async fn backup_push(
+    archive: &Archive,
+    options: &BackupPushOptions,
+    progress: Arc<Progress>,
+) -> Result<BackupPushReport> {
     match &options.server {
         Some(settings) => online::backup_push(archive, options, settings, progress).await,
         None => offline::backup_push(archive, options, progress).await,
@@ -111,7 +115,9 @@ impl<'a> Unfinished<'a> {
         };
         match tokio::time::timeout(Duration::from_secs(60), remove).await {
             Ok(Ok(())) => tracing::info!(backup = %self.name, "removed the objects of the failed backup"),
-            Ok(Err(failed)) => tracing::warn!(backup = %self.name, error = %failed, "objects of the failed backup remain"),
+            Ok(Err(failed)) => {
+                tracing::warn!(backup = %self.name, error = %failed, "objects of the failed backup remain")
+            }
             Err(_) => tracing::warn!(backup = %self.name, "objects of the failed backup remain"),
         }
     }
@@ -131,7 +137,12 @@ impl<'a> Unfinished<'a> {
     }
 }
 
-fn sentinel(stop: (SegmentName, u64), expanded_size_bytes: u64, directory: &DataDirectory, tablespaces: &[Tablespace]) -> Sentinel {
+fn sentinel(
+    stop: (SegmentName, u64),
+    expanded_size_bytes: u64,
+    directory: &DataDirectory,
+    tablespaces: &[Tablespace],
+) -> Sentinel {
     let (segment, offset) = stop;
     Sentinel {
         stop_segment: segment.to_string(),

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::manifest_spool::ManifestSpool;
-use super::{Archive, BackupPushOptions, BackupPushReport, CommandError, Result, Unfinished, files, last_partition, sentinel};
+use super::{
+    Archive, BackupPushOptions, BackupPushReport, CommandError, Result, Unfinished, files, last_partition, sentinel,
+};
 use crate::formats::backup_manifest::WalRange;
 use crate::formats::backup_name::BackupName;
 use crate::formats::wal_name::SegmentName;
@@ -20,7 +22,11 @@ use crate::transfer::partition_upload::PartitionContext;
 use crate::transfer::progress::Progress;
 use crate::transfer::rate_limit::RateLimit;
 
-pub(super) async fn backup_push(archive: &Archive, options: &BackupPushOptions, progress: Arc<Progress>) -> Result<BackupPushReport> {
+pub(super) async fn backup_push(
+    archive: &Archive,
+    options: &BackupPushOptions,
+    progress: Arc<Progress>,
+) -> Result<BackupPushReport> {
     let directory = DataDirectory::open(&options.directory)?;
     let (control, control_bytes) = check_stopped(&directory)?;
     let size = control.wal_segment_size;
@@ -32,7 +38,8 @@ pub(super) async fn backup_push(archive: &Archive, options: &BackupPushOptions, 
     let backup = Unfinished::claim(archive, name, &format!("PostgreSQL {}", directory.major())).await?;
 
     let taken = async {
-        let spool = Arc::new(ManifestSpool::create().map_err(CommandError::file("create a file in", std::env::temp_dir()))?);
+        let spool =
+            Arc::new(ManifestSpool::create().map_err(CommandError::file("create a file in", std::env::temp_dir()))?);
         let context = PartitionContext {
             level: options.level,
             rate_limit: options.read_rate_limit.map(|limit| Arc::new(RateLimit::new(limit.get()))),
@@ -82,10 +89,16 @@ fn check_stopped(directory: &DataDirectory) -> Result<(ControlFile, Vec<u8>)> {
             .with_detail(format!("\"{}\" has a postmaster.pid.", directory.path().display()))
             .with_hint("Stop the server, or back it up online without --while-offline."));
     }
-    let (control, bytes) = directory.read_control_file()?;
+    let bytes = directory.copy_control_file()?;
+    let control = ControlFile::parse(&bytes)?;
     if !control.state.is_shut_down() {
-        return Err(CommandError::refused(format!("the cluster was not shut down cleanly: its state is \"{}\"", control.state))
-            .with_hint("Start it and stop it again, so that it recovers; what it would recover from is not part of a base backup."));
+        return Err(CommandError::refused(format!(
+            "the cluster was not shut down cleanly: its state is \"{}\"",
+            control.state
+        ))
+        .with_hint(
+            "Start it and stop it again, so that it recovers; what it would recover from is not part of a base backup.",
+        ));
     }
     Ok((control, bytes))
 }
@@ -99,9 +112,13 @@ fn wal_files(directory: &DataDirectory, control: &ControlFile) -> Result<Vec<(St
     while let Some(segment) = next.filter(|segment| *segment <= last) {
         let path = directory.wal_directory().join(segment.to_string());
         match std::fs::read(&path) {
-            Ok(contents) => files.push((format!("{}/{segment}", directory.major().wal_directory()), Bytes::from(contents))),
+            Ok(contents) => {
+                files.push((format!("{}/{segment}", directory.major().wal_directory()), Bytes::from(contents)))
+            }
             Err(failed) if files.is_empty() => return Err(CommandError::file("read", &path)(failed)),
-            Err(failed) => tracing::warn!(segment = %segment, error = %failed, "WAL that the server needs to start is not in the backup"),
+            Err(failed) => {
+                tracing::warn!(segment = %segment, error = %failed, "WAL that the server needs to start is not in the backup")
+            }
         }
         next = segment.next(size);
     }

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::manifest_spool::ManifestSpool;
-use super::{Archive, BackupPushOptions, BackupPushReport, CommandError, Result, Unfinished, files, last_partition, sentinel};
+use super::{
+    Archive, BackupPushOptions, BackupPushReport, CommandError, Result, Unfinished, files, last_partition, sentinel,
+};
 use crate::commands::wal_continuity::{self, SegmentRange};
 use crate::formats::backup_manifest::WalRange;
 use crate::formats::backup_name::BackupName;
@@ -27,7 +29,12 @@ const WAL_POLL: Duration = Duration::from_secs(2);
 /// How often to say what is waited for.
 const WAL_REPORT: Duration = Duration::from_secs(60);
 
-pub(super) async fn backup_push(archive: &Archive, options: &BackupPushOptions, settings: &ConnectionSettings, progress: Arc<Progress>) -> Result<BackupPushReport> {
+pub(super) async fn backup_push(
+    archive: &Archive,
+    options: &BackupPushOptions,
+    settings: &ConnectionSettings,
+    progress: Arc<Progress>,
+) -> Result<BackupPushReport> {
     let directory = DataDirectory::open(&options.directory)?;
     let mut server = Server::connect(settings).await?;
     let mut findings = server.archiving().await?.findings();
@@ -45,18 +52,20 @@ pub(super) async fn backup_push(archive: &Archive, options: &BackupPushOptions, 
     let backup = Unfinished::claim(archive, name, &version_text).await?;
 
     let lost = session.lost();
-    let taken = async {
-        let (stop, archived, tablespaces) = copy(&backup, session, &directory, options, progress).await?;
-        let size_after = Server::connect(settings).await?.databases_size().await?;
-        files::check_size(archived.bytes, size_before.min(size_after), &tablespaces)?;
-        let needed = SegmentRange { first: start.segment, last: stop.segment, size: segment_size };
-        wait_for_wal(archive, needed, options.wal_timeout).await?;
-        Ok((sentinel((stop.segment, stop.offset), archived.bytes, &directory, &tablespaces), archived))
-    };
-    futures::pin_mut!(taken, lost);
-    let taken = match futures::future::select(taken, lost).await {
-        futures::future::Either::Left((taken, _)) => taken,
-        futures::future::Either::Right((lost, _)) => Err(lost.into()),
+    let taken = {
+        let taken = async {
+            let (stop, archived, tablespaces) = copy(&backup, session, &directory, options, progress).await?;
+            let size_after = Server::connect(settings).await?.databases_size().await?;
+            files::check_size(archived.bytes, size_before.min(size_after), &tablespaces)?;
+            let needed = SegmentRange { first: start.segment, last: stop.segment, size: segment_size };
+            wait_for_wal(archive, needed, options.wal_timeout).await?;
+            Ok((sentinel((stop.segment, stop.offset), archived.bytes, &directory, &tablespaces), archived))
+        };
+        futures::pin_mut!(taken, lost);
+        match futures::future::select(taken, lost).await {
+            futures::future::Either::Left((taken, _)) => taken,
+            futures::future::Either::Right((lost, _)) => Err(lost.into()),
+        }
     };
     match taken {
         Ok((sentinel, archived)) => {
@@ -73,7 +82,13 @@ pub(super) async fn backup_push(archive: &Archive, options: &BackupPushOptions, 
 type Copied = (BackupStop, files::ArchivedFiles, Vec<crate::pg::tablespace::Tablespace>);
 
 /// Everything between the start and the stop, and the last partition.
-async fn copy(backup: &Unfinished<'_>, session: BackupSession, directory: &DataDirectory, options: &BackupPushOptions, progress: Arc<Progress>) -> Result<Copied> {
+async fn copy(
+    backup: &Unfinished<'_>,
+    session: BackupSession,
+    directory: &DataDirectory,
+    options: &BackupPushOptions,
+    progress: Arc<Progress>,
+) -> Result<Copied> {
     let start = session.started();
     let walk_options = WalkOptions { include_config: options.include_config, offline: false };
     let walk = {
@@ -81,7 +96,8 @@ async fn copy(backup: &Unfinished<'_>, session: BackupSession, directory: &DataD
         off_async(move || Walk::new(&directory, walk_options)).await?
     };
     let tablespaces = walk.tablespaces().to_vec();
-    let spool = Arc::new(ManifestSpool::create().map_err(CommandError::file("create a file in", std::env::temp_dir()))?);
+    let spool =
+        Arc::new(ManifestSpool::create().map_err(CommandError::file("create a file in", std::env::temp_dir()))?);
     let context = PartitionContext {
         level: options.level,
         rate_limit: options.read_rate_limit.map(|limit| Arc::new(RateLimit::new(limit.get()))),
@@ -103,7 +119,7 @@ async fn copy(backup: &Unfinished<'_>, session: BackupSession, directory: &DataD
     };
     let control = {
         let directory = directory.clone();
-        off_async(move || directory.read_control_file()).await?.1
+        off_async(move || directory.copy_control_file()).await?
     };
     tracing::info!("every file is archived: stopping the backup");
     let stop = session.stop(false, options.wal_timeout).await?;
@@ -130,7 +146,9 @@ fn heed(findings: Vec<Finding>) -> Result<()> {
         let Finding { severity, message, detail, hint } = finding;
         match severity {
             Severity::Refusal => return Err(CommandError::Refused { message, detail, hint }),
-            Severity::Warning => tracing::warn!("{message}. {} {}", detail.unwrap_or_default(), hint.unwrap_or_default()),
+            Severity::Warning => {
+                tracing::warn!("{message}. {} {}", detail.unwrap_or_default(), hint.unwrap_or_default())
+            }
         }
     }
     Ok(())
@@ -138,8 +156,10 @@ fn heed(findings: Vec<Finding>) -> Result<()> {
 
 /// The label that WAL-E gives: `freeze_start_` and the time.
 fn label() -> String {
-    let format = time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]+00:00");
-    let now = time::OffsetDateTime::now_utc().format(format).expect("every field of the format exists in a date with time");
+    let format =
+        time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]+00:00");
+    let now =
+        time::OffsetDateTime::now_utc().format(format).expect("every field of the format exists in a date with time");
     format!("freeze_start_{now}")
 }
 
