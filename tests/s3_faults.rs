@@ -479,6 +479,25 @@ async fn a_put_that_is_cut_is_made_again() {
 }
 
 #[tokio::test]
+async fn an_upload_that_stalls_is_made_again() {
+    let server = server();
+    let stall = What::StallBody { after_bytes: 1_000_000, pause: Duration::from_secs(120) };
+    server.faults().add(When::operation(Operation::PutObject).once(), stall.clone());
+    server.faults().add(When::operation(Operation::UploadPart).once(), stall);
+    let store = wrapped(S3Options { stall_timeout: Duration::from_millis(700), ..aws(&server) });
+    // More than the kernel buffers on both sides.
+    let body = Bytes::from(noise(32 << 20));
+    let begun = Instant::now();
+    assert_eq!(store.put(KEY, body.clone(), &PutOptions::default()).await.unwrap(), Put::Stored);
+    let upload = store.begin_upload("p/parts", &PutOptions::default()).await.unwrap();
+    upload.part(1, 0, body.clone()).await.unwrap();
+    assert_eq!(upload.finish().await.unwrap(), Put::Stored);
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert_eq!((server.count(Operation::PutObject, KEY), server.count(Operation::UploadPart, "")), (2, 2));
+    assert_eq!(server.object("b", KEY).unwrap().body, body);
+}
+
+#[tokio::test]
 async fn damage_on_the_way_to_the_server_is_refused_and_sent_again() {
     for options in [aws, custom] {
         let server = server();

@@ -1,6 +1,7 @@
 //! From the SDK's errors to ours: what S3 said, what the caller can do about it, and what the user can.
 
 use std::error::Error;
+use std::time::Duration;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -164,6 +165,11 @@ impl Failure {
             _ => Kind::Unavailable,
         };
         Self::Lost(kind, error.into())
+    }
+
+    /// An upload of which the server took nothing any more.
+    pub(super) fn stalled(timeout: Duration) -> Self {
+        Self::Lost(Kind::Unavailable, format!("the server took no byte in {timeout:?}").into())
     }
 
     /// The server's answer, if there was one.
