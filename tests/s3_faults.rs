@@ -1,5 +1,7 @@
 //! What the S3 store makes of a server that fails: which requests it makes then, and what it says.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 #[path = "support/s3/mod.rs"]
 mod s3;
 
@@ -350,6 +352,15 @@ async fn an_unreachable_endpoint_fails_in_bounded_time() {
     assert_eq!(error.kind(), Kind::Unavailable);
     assert!(hint(&error).contains("s3.invalid"), "{}: {}", error.cause(), hint(&error));
     assert!(begun.elapsed() < Duration::from_secs(60));
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_no_outage() {
+    let server = server();
+    let endpoint = Some(format!("https+path://127.0.0.1:{}", server.port()).parse().unwrap());
+    let error = failed_get(S3Options { endpoint, ..aws(&server) }).await;
+    assert_eq!(error.kind(), Kind::Misconfigured, "{}", error.cause());
+    assert!(hint(&error).contains("TLS"), "{}", hint(&error));
 }
 
 #[tokio::test]

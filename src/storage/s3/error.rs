@@ -16,6 +16,10 @@ type BoxError = Box<dyn Error + Send + Sync>;
 const GRANT_LIST: &str = "S3 answers 403, not 404, for an absent key when the credentials lack s3:ListBucket: grant \
     s3:ListBucket on the bucket (limited to the prefix), else wal-eve cannot tell an absent file from a forbidden one.";
 
+/// What rustls says of a certificate it does not trust, and of a server that does not speak TLS. Its error type is not
+/// ours to name: the SDK chooses the version.
+const TLS_REFUSALS: [&str; 2] = ["invalid peer certificate", "received corrupt message of type"];
+
 /// A request that was refused, or that got no answer.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -158,10 +162,9 @@ where
 impl Failure {
     fn lost<E: Error + Send + Sync + 'static>(error: SdkError<E, HttpResponse>) -> Self {
         let kind = match (&error, find::<CredentialsError>(&error)) {
-            (_, Some(CredentialsError::ProviderTimedOut(_))) => Kind::Unavailable,
             (_, Some(_)) => Kind::Credentials,
             (SdkError::ConstructionFailure(_), None) => Kind::Other,
-            _ if chain(&error).contains("invalid peer certificate") => Kind::Misconfigured,
+            _ if TLS_REFUSALS.iter().any(|text| chain(&error).contains(text)) => Kind::Misconfigured,
             _ => Kind::Unavailable,
         };
         Self::Lost(kind, error.into())
@@ -233,9 +236,10 @@ fn lost_hint(kind: Kind, cause: &str, options: &S3Options) -> Option<String> {
              --aws-instance-profile on EC2."
                 .to_owned(),
         ),
-        Kind::Misconfigured => {
-            Some(format!("The certificate of {server} is not trusted: check the endpoint and this machine's CAs."))
-        }
+        Kind::Misconfigured => Some(format!(
+            "{server} does not speak TLS, or its certificate is not trusted: check the endpoint and this \
+                machine's CA certificates."
+        )),
         _ if cause.contains("dns error") => {
             Some(format!("The name of {server} was not found: check the endpoint, the region and this machine's DNS."))
         }
