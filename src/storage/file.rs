@@ -7,6 +7,8 @@
 //!   that is not mounted is an outage, not an empty archive. For the same reason reading never creates the root, and
 //!   writing creates it only if its parent directory exists and `/etc/fstab` names no unmounted file system on the way.
 //!   A root that *is* a mount point cannot be told from an empty one: a directory inside the mounted file system can.
+//! * Calls run on blocking threads and cannot be taken back: an operation whose future was dropped still ends, and a write
+//!   may still publish its file, whole.
 //! * A deleted file's directory is not fsynced (a file that returns after a crash does no harm) and stays.
 
 mod mount;
