@@ -249,7 +249,9 @@ async fn a_page_that_no_s3_server_wrote_is_no_absence() {
         let endpoint = Some(endpoint.parse().unwrap());
         let options = S3Options { credentials: given("k", "s"), ..S3Options::new("b", endpoint) };
         let store = wrapped(options);
-        assert_eq!(read(&store, KEY).await.unwrap_err().kind(), kind, "get, {status_line}");
+        let error = read(&store, KEY).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "get, {status_line}");
+        assert!(!hint(&error).contains("s3:"), "{status_line}: {}", hint(&error));
         assert_eq!(store.head(KEY).await.unwrap_err().kind(), kind, "head, {status_line}");
         assert_eq!(store.list("p/", None).await.unwrap_err().kind(), kind, "list, {status_line}");
         assert_eq!(put(&store, KEY, b"x").await.unwrap_err().kind(), kind, "put, {status_line}");

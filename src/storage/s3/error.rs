@@ -119,9 +119,11 @@ impl Refusal {
             (_, 501) => "The server does not know something that the request asks for; servers without encryption \
                  of their own refuse server-side encryption, which can be switched off."
                 .to_owned(),
-            ("", 404) => "This is not how S3 says that a key or bucket is missing: does the endpoint lead to an S3 \
-                 server?"
-                .to_owned(),
+            ("", 403 | 404 | 407) => {
+                "This is not how S3 answers: does the endpoint lead to an S3 server, and is there a \
+                 proxy in between?"
+                    .to_owned()
+            }
             _ if self.kind() == Kind::Denied => {
                 format!("The credentials are good but may not do this: grant {} on the prefix.", right_to(verb))
             }

@@ -227,7 +227,7 @@ impl Bucket {
     /// The error of a GET. Without s3:ListBucket, S3 answers AccessDenied for an absent key, too: then a listing of exactly
     /// that key decides, and if that is denied as well, nothing does.
     async fn explain_absence(&self, verb: &'static str, key: &str, failure: Failure) -> StorageError {
-        if failure.kind() != Kind::Denied || failure.status() != Some(403) || failure.has_code("InvalidObjectState") {
+        if failure.status() != Some(403) || !failure.has_code("AccessDenied") {
             return self.explain(verb, key, failure);
         }
         let client = match self.client(verb, key).await {
