@@ -1,5 +1,7 @@
 //! What the S3 store makes of a server that fails: which requests it makes then, and what it says.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 #[path = "support/s3/mod.rs"]
 mod s3;
 
@@ -247,7 +249,9 @@ async fn a_page_that_no_s3_server_wrote_is_no_absence() {
         let endpoint = Some(endpoint.parse().unwrap());
         let options = S3Options { credentials: given("k", "s"), ..S3Options::new("b", endpoint) };
         let store = wrapped(options);
-        assert_eq!(read(&store, KEY).await.unwrap_err().kind(), kind, "get, {status_line}");
+        let error = read(&store, KEY).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "get, {status_line}");
+        assert!(!hint(&error).contains("s3:"), "{status_line}: {}", hint(&error));
         assert_eq!(store.head(KEY).await.unwrap_err().kind(), kind, "head, {status_line}");
         assert_eq!(store.list("p/", None).await.unwrap_err().kind(), kind, "list, {status_line}");
         assert_eq!(put(&store, KEY, b"x").await.unwrap_err().kind(), kind, "put, {status_line}");
@@ -350,6 +354,15 @@ async fn an_unreachable_endpoint_fails_in_bounded_time() {
     assert_eq!(error.kind(), Kind::Unavailable);
     assert!(hint(&error).contains("s3.invalid"), "{}: {}", error.cause(), hint(&error));
     assert!(begun.elapsed() < Duration::from_secs(60));
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_no_outage() {
+    let server = server();
+    let endpoint = Some(format!("https+path://127.0.0.1:{}", server.port()).parse().unwrap());
+    let error = failed_get(S3Options { endpoint, ..aws(&server) }).await;
+    assert_eq!(error.kind(), Kind::Misconfigured, "{}", error.cause());
+    assert!(hint(&error).contains("TLS"), "{}", hint(&error));
 }
 
 #[tokio::test]
@@ -475,6 +488,25 @@ async fn a_put_that_is_cut_is_made_again() {
     let store = wrapped(aws(&server));
     let body = Bytes::from(noise(1_000_000));
     assert_eq!(store.put(KEY, body.clone(), &PutOptions::default()).await.unwrap(), Put::Stored);
+    assert_eq!(server.object("b", KEY).unwrap().body, body);
+}
+
+#[tokio::test]
+async fn an_upload_that_stalls_is_made_again() {
+    let server = server();
+    let stall = What::StallBody { after_bytes: 1_000_000, pause: Duration::from_secs(120) };
+    server.faults().add(When::operation(Operation::PutObject).once(), stall.clone());
+    server.faults().add(When::operation(Operation::UploadPart).once(), stall);
+    let store = wrapped(S3Options { stall_timeout: Duration::from_millis(700), ..aws(&server) });
+    // More than the kernel buffers on both sides.
+    let body = Bytes::from(noise(32 << 20));
+    let begun = Instant::now();
+    assert_eq!(store.put(KEY, body.clone(), &PutOptions::default()).await.unwrap(), Put::Stored);
+    let upload = store.begin_upload("p/parts", &PutOptions::default()).await.unwrap();
+    upload.part(1, 0, body.clone()).await.unwrap();
+    assert_eq!(upload.finish().await.unwrap(), Put::Stored);
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert_eq!((server.count(Operation::PutObject, KEY), server.count(Operation::UploadPart, "")), (2, 2));
     assert_eq!(server.object("b", KEY).unwrap().body, body);
 }
 

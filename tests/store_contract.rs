@@ -1,5 +1,7 @@
 //! Every store keeps the contract that `src/storage/contract.rs` writes down.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 #[path = "../src/storage/contract.rs"]
 mod contract;
 #[path = "support/s3/mod.rs"]

@@ -7,6 +7,8 @@
 //!   that is not mounted is an outage, not an empty archive. For the same reason reading never creates the root, and
 //!   writing creates it only if its parent directory exists and `/etc/fstab` names no unmounted file system on the way.
 //!   A root that *is* a mount point cannot be told from an empty one: a directory inside the mounted file system can.
+//! * Calls run on blocking threads and cannot be taken back: an operation whose future was dropped still ends, and a write
+//!   may still publish its file, whole.
 //! * A deleted file's directory is not fsynced (a file that returns after a crash does no harm) and stays.
 
 mod mount;
@@ -123,10 +125,14 @@ impl Store for FileStore {
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
         let after = after.map(str::to_owned);
         self.blocking("list", prefix, move |root, prefix| {
+            // Nothing found says nothing unless the root is there, before and after.
+            let before = root.identity("list", prefix)?;
             let page = walk::page(&root.path, prefix, after.as_deref(), root.page_rows)
                 .map_err(|error| root.error("list", prefix, error))?;
-            // Nothing found says nothing unless the root is there.
-            root.identity("list", prefix)?;
+            if root.identity("list", prefix)? != before {
+                let source = "another file system was mounted meanwhile";
+                return Err(StorageError::new("list", root.url(prefix), Kind::Unavailable, source));
+            }
             Ok(page)
         })
         .await
@@ -299,6 +305,9 @@ impl Root {
     /// Says that the key is taken, after flushing what is there: the caller may take it for durable, and its writer may
     /// have been WAL-E, which does not fsync, or a process killed before it did.
     fn existing(&self, verb: &'static str, key: &str, target: &Path) -> Result<Put> {
+        if target.is_dir() {
+            return Err(StorageError::new(verb, self.url(key), Kind::Other, "a directory has this name"));
+        }
         durable::fsync_file(target)
             .and_then(|()| durable::fsync_directory(target.parent().unwrap_or(&self.path)))
             .map_err(|error| self.error(verb, key, error))?;
@@ -530,6 +539,18 @@ mod tests {
         assert!(!temp.join(".tmp-old").exists());
         assert!(temp.join(".tmp-new").exists());
         assert_eq!(list_all(&store, "").await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_directory_is_no_object() {
+        let (_directory, store) = store();
+        put(&store, "a/b").await.unwrap();
+        assert_eq!(put(&store, "a").await.unwrap_err().kind(), Kind::Other);
+        assert_eq!(store.head("a").await.unwrap_err().kind(), Kind::NotFound);
+        store.delete("a").await.unwrap();
+        assert_eq!(put(&store, "a/b/c").await.unwrap_err().kind(), Kind::Other);
+        assert_eq!(store.head("a/b/c").await.unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(store.head("a/b").await.unwrap().size, 3);
     }
 
     #[tokio::test]

@@ -88,7 +88,8 @@ pub struct PutOptions {
 pub enum Put {
     /// The object is durable under its key.
     Stored,
-    /// The key is taken; what was there is untouched. Whether by the same bytes is the caller's question.
+    /// The key is taken; what was there is untouched. Whether by the same bytes is the caller's question: they may even be
+    /// this call's own, stored by an earlier try whose answer was lost.
     Exists,
 }
 

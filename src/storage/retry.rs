@@ -56,6 +56,10 @@ impl Default for RetryPolicy {
 /// leaves a wrong key some three seconds.
 const REJECTED_RENEWALS: u32 = 2;
 
+/// Rejected credentials are not read again later than this after the first try: asking the metadata service of a machine
+/// that has none takes some seconds each time, and a hopeless command is to end within ten.
+const REJECTED_PATIENCE: Duration = Duration::from_secs(4);
+
 /// The wait before credentials are read again: this long, then twice, … up to five times.
 const RENEWAL_DELAY: Duration = Duration::from_secs(1);
 
@@ -165,7 +169,8 @@ impl Tries {
             }
             Kind::Credentials => {
                 self.rejected += 1;
-                (self.rejected <= REJECTED_RENEWALS).then_some(RENEWAL_DELAY)
+                let early = self.begun.elapsed() < REJECTED_PATIENCE;
+                (early && self.rejected <= REJECTED_RENEWALS).then_some(RENEWAL_DELAY)
             }
             Kind::NotFound | Kind::Denied | Kind::Misconfigured | Kind::Changed | Kind::Other => None,
         }

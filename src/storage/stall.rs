@@ -2,7 +2,7 @@
 //!
 //! One clock a request: a dead TCP connection delivers neither bytes nor errors, and would otherwise be waited for without
 //! end. Reading is timed from byte to byte, so a slow object of any size passes. Writing shows no progress from outside, so
-//! its allowance grows with its size, by a rate no usable link falls below.
+//! its allowance grows with its size, by a rate no usable link falls below; the S3 store watches its uploads more closely.
 
 use std::future::Future;
 use std::time::Duration;

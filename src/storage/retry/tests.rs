@@ -14,6 +14,8 @@ use super::*;
 enum Fault {
     Fail(Kind),
     Expired,
+    /// Fails for want of credentials after having looked for them for seconds.
+    SlowlyRejected,
     Stall,
     /// The body ends silently after this many bytes.
     Cut(usize),
@@ -60,6 +62,10 @@ impl Scripted {
             Some(Fault::Expired) => {
                 Err(StorageError::new("try", "x", Kind::Credentials, "expired").with_expired_credentials())
             }
+            Some(Fault::SlowlyRejected) => {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Err(StorageError::new("try", "x", Kind::Credentials, "none found"))
+            }
             Some(Fault::Stall) => std::future::pending().await,
             fault => Ok(fault),
         }
@@ -103,7 +109,9 @@ impl Store for Scripted {
                 self.inner.delete(key).await?;
                 body
             }
-            Some(Fault::Fail(_) | Fault::Expired | Fault::Stall) => unreachable!("done with before"),
+            Some(Fault::Fail(_) | Fault::Expired | Fault::SlowlyRejected | Fault::Stall) => {
+                unreachable!("done with before")
+            }
         };
         Ok(Object { head, body })
     }
@@ -325,6 +333,15 @@ async fn rejected_credentials_are_read_again_twice_and_given_up_within_ten_secon
     let begun = Instant::now();
     assert_eq!(standard(&scripted).head("a").await.unwrap_err().kind(), Kind::Credentials);
     assert_eq!(scripted.requests(), ["head", "renew", "head", "renew", "head"]);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_that_are_slow_to_be_missing_are_given_up_within_ten_seconds() {
+    let scripted = Scripted::new([Fault::SlowlyRejected; 99]);
+    let begun = Instant::now();
+    assert_eq!(standard(&scripted).head("a").await.unwrap_err().kind(), Kind::Credentials);
+    assert_eq!(scripted.requests(), ["head"]);
     assert!(begun.elapsed() < Duration::from_secs(10));
 }
 

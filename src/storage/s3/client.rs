@@ -151,3 +151,72 @@ impl ResolveEndpoint for VirtualHost {
         EndpointFuture::ready(Ok(ResolvedEndpoint::builder().url(self.0.clone()).build()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_s3::presigning::PresigningConfig;
+
+    use super::super::Credentials;
+    use super::*;
+
+    fn options(bucket: &str, region: Option<&str>, endpoint: Option<&str>) -> S3Options {
+        let endpoint = endpoint.map(|text| text.parse().unwrap());
+        let credentials =
+            Credentials::Static { access_key_id: "k".into(), secret_access_key: "s".into(), session_token: None };
+        S3Options { region: region.map(str::to_owned), credentials, ..S3Options::new(bucket, endpoint) }
+    }
+
+    /// Where a request for key `p/k` would go, and the region it would be signed for.
+    async fn target(options: S3Options) -> (String, String) {
+        let client = LazyClient::new().get(&options).await.unwrap();
+        let config = PresigningConfig::expires_in(Duration::from_secs(60)).unwrap();
+        let request = client.get_object().bucket(&options.bucket).key("p/k").presigned(config).await.unwrap();
+        let (url, query) = request.uri().split_once('?').unwrap();
+        let scope = query.split('&').find_map(|pair| pair.strip_prefix("X-Amz-Credential=")).unwrap();
+        (url.to_owned(), scope.split("%2F").nth(2).unwrap().to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_bucket_is_addressed_as_its_name_and_endpoint_ask() {
+        let eu = Some("eu-west-1");
+        for (bucket, region, endpoint, url, signed_for) in [
+            ("my-bucket", eu, None, "https://my-bucket.s3.eu-west-1.amazonaws.com/p/k", "eu-west-1"),
+            ("my.bucket", eu, None, "https://s3.eu-west-1.amazonaws.com/my.bucket/p/k", "eu-west-1"),
+            ("My_Bucket", eu, None, "https://s3.eu-west-1.amazonaws.com/My_Bucket/p/k", "eu-west-1"),
+            ("b-b", None, Some("http+path://h:1"), "http://h:1/b-b/p/k", "us-east-1"),
+            ("b-b", eu, Some("http+path://127.0.0.1:1"), "http://127.0.0.1:1/b-b/p/k", "eu-west-1"),
+            ("b-b", None, Some("https+subdomain://h.example"), "https://b-b.h.example/p/k", "us-east-1"),
+            ("B_b", None, Some("https+subdomain://h.example"), "https://h.example/B_b/p/k", "us-east-1"),
+            ("b.example", None, Some("https+virtualhost://"), "https://b.example/p/k", "us-east-1"),
+            ("b.example", None, Some("http+virtualhost://h:8080"), "http://b.example:8080/p/k", "us-east-1"),
+            ("b-b", None, Some("https+path://"), "https://s3.amazonaws.com/b-b/p/k", "us-east-1"),
+            (
+                "b-b",
+                None,
+                Some("https+path://s3.eu-west-1.amazonaws.com"),
+                "https://s3.eu-west-1.amazonaws.com/b-b/p/k",
+                "eu-west-1",
+            ),
+        ] {
+            let expected = (url.to_owned(), signed_for.to_owned());
+            assert_eq!(target(options(bucket, region, endpoint)).await, expected, "{bucket} at {endpoint:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn aws_needs_a_region() {
+        let error = LazyClient::new().get(&options("b-b", None, None)).await.unwrap_err();
+        assert_eq!(error.to_string(), "the region of bucket \"b-b\" is not known");
+    }
+
+    #[tokio::test]
+    async fn a_renewal_makes_another_client_but_many_at_once_make_one() {
+        let (client, options) = (LazyClient::new(), options("b-b", Some("eu-west-1"), None));
+        client.get(&options).await.unwrap();
+        client.renew().await;
+        assert!(client.state.lock().await.client.is_none());
+        client.get(&options).await.unwrap();
+        client.renew().await;
+        assert!(client.state.lock().await.client.is_some());
+    }
+}

@@ -1,6 +1,7 @@
 //! From the SDK's errors to ours: what S3 said, what the caller can do about it, and what the user can.
 
 use std::error::Error;
+use std::time::Duration;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
@@ -14,6 +15,10 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// What the user is told when S3 does not say whether a key is absent or forbidden.
 const GRANT_LIST: &str = "S3 answers 403, not 404, for an absent key when the credentials lack s3:ListBucket: grant \
     s3:ListBucket on the bucket (limited to the prefix), else wal-eve cannot tell an absent file from a forbidden one.";
+
+/// What rustls says of a certificate it does not trust, and of a server that does not speak TLS. Its error type is not
+/// ours to name: the SDK chooses the version.
+const TLS_REFUSALS: [&str; 2] = ["invalid peer certificate", "received corrupt message of type"];
 
 /// A request that was refused, or that got no answer.
 #[derive(Debug)]
@@ -114,9 +119,11 @@ impl Refusal {
             (_, 501) => "The server does not know something that the request asks for; servers without encryption \
                  of their own refuse server-side encryption, which can be switched off."
                 .to_owned(),
-            ("", 404) => "This is not how S3 says that a key or bucket is missing: does the endpoint lead to an S3 \
-                 server?"
-                .to_owned(),
+            ("", 403 | 404 | 407) => {
+                "This is not how S3 answers: does the endpoint lead to an S3 server, and is there a \
+                 proxy in between?"
+                    .to_owned()
+            }
             _ if self.kind() == Kind::Denied => {
                 format!("The credentials are good but may not do this: grant {} on the prefix.", right_to(verb))
             }
@@ -157,13 +164,17 @@ where
 impl Failure {
     fn lost<E: Error + Send + Sync + 'static>(error: SdkError<E, HttpResponse>) -> Self {
         let kind = match (&error, find::<CredentialsError>(&error)) {
-            (_, Some(CredentialsError::ProviderTimedOut(_))) => Kind::Unavailable,
             (_, Some(_)) => Kind::Credentials,
             (SdkError::ConstructionFailure(_), None) => Kind::Other,
-            _ if chain(&error).contains("invalid peer certificate") => Kind::Misconfigured,
+            _ if TLS_REFUSALS.iter().any(|text| chain(&error).contains(text)) => Kind::Misconfigured,
             _ => Kind::Unavailable,
         };
         Self::Lost(kind, error.into())
+    }
+
+    /// An upload of which the server took nothing any more.
+    pub(super) fn stalled(timeout: Duration) -> Self {
+        Self::Lost(Kind::Unavailable, format!("the server took no byte in {timeout:?}").into())
     }
 
     /// The server's answer, if there was one.
@@ -227,9 +238,10 @@ fn lost_hint(kind: Kind, cause: &str, options: &S3Options) -> Option<String> {
              --aws-instance-profile on EC2."
                 .to_owned(),
         ),
-        Kind::Misconfigured => {
-            Some(format!("The certificate of {server} is not trusted: check the endpoint and this machine's CAs."))
-        }
+        Kind::Misconfigured => Some(format!(
+            "{server} does not speak TLS, or its certificate is not trusted: check the endpoint and this \
+                machine's CA certificates."
+        )),
         _ if cause.contains("dns error") => {
             Some(format!("The name of {server} was not found: check the endpoint, the region and this machine's DNS."))
         }

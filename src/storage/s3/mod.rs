@@ -16,8 +16,11 @@ mod client;
 mod credentials;
 mod endpoint;
 mod error;
+mod pace;
 mod store;
 mod upload;
+
+use std::time::Duration;
 
 pub use bucket::is_compatible as is_compatible_bucket;
 pub use credentials::Credentials;
@@ -42,6 +45,9 @@ pub struct S3Options {
     pub conditional_put: ConditionalPut,
     /// Whether uploads carry a CRC-32C.
     pub upload_checksums: bool,
+    /// How long the server may take no byte of an upload. 20 s, as for downloads in
+    /// [`RetryPolicy`](super::RetryPolicy).
+    pub stall_timeout: Duration,
     /// Who signs.
     pub credentials: Credentials,
 }
@@ -58,6 +64,7 @@ impl S3Options {
             sse: Sse::default(),
             conditional_put: if aws { ConditionalPut::Enforced } else { ConditionalPut::Verify },
             upload_checksums: aws,
+            stall_timeout: Duration::from_secs(20),
             credentials: Credentials::Chain,
         }
     }

@@ -19,6 +19,7 @@ use super::super::{
 };
 use super::client::{self, LazyClient};
 use super::error::Failure;
+use super::pace::Pace;
 use super::upload::S3Upload;
 use super::{ConditionalPut, S3Options, Sse};
 
@@ -226,7 +227,7 @@ impl Bucket {
     /// The error of a GET. Without s3:ListBucket, S3 answers AccessDenied for an absent key, too: then a listing of exactly
     /// that key decides, and if that is denied as well, nothing does.
     async fn explain_absence(&self, verb: &'static str, key: &str, failure: Failure) -> StorageError {
-        if failure.kind() != Kind::Denied || failure.status() != Some(403) || failure.has_code("InvalidObjectState") {
+        if failure.status() != Some(403) || !failure.has_code("AccessDenied") {
             return self.explain(verb, key, failure);
         }
         let client = match self.client(verb, key).await {
@@ -324,10 +325,12 @@ impl Bucket {
             .set_content_type(content_type(options))
             .set_metadata(user_metadata(options))
             .set_checksum_crc32_c(self.checksum(body))
-            .body(ByteStream::from(body.clone()));
-        let sent = match self.signs_payload() {
-            true => put.send().await,
-            false => put.customize().disable_payload_signing().send().await,
+            .body(ByteStream::from(body.clone()))
+            .customize();
+        let pace = Pace::new(body.clone());
+        let put = if self.signs_payload() { put } else { put.disable_payload_signing() };
+        let Some(sent) = pace.watch(self.options.stall_timeout, put.interceptor(pace.clone()).send()).await else {
+            return Ok(Published::Failed(Failure::stalled(self.options.stall_timeout)));
         };
         Ok(match sent.map_err(Failure::from) {
             Ok(_) => Published::Stored(()),

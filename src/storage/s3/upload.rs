@@ -12,6 +12,7 @@ use super::super::parts::{self, Span};
 use super::super::{Kind, ObjectHead, Put, PutOptions, Result, Store, Upload};
 use super::S3Store;
 use super::error::Failure;
+use super::pace::Pace;
 use super::store::{Bucket, Published, content_type, user_metadata};
 
 /// The most parts S3 takes (S3's documentation, "multipart upload limits").
@@ -164,10 +165,13 @@ impl Upload for S3Upload {
             .upload_id(&self.id)
             .part_number(part_number(number))
             .set_checksum_crc32_c(crc32c.clone())
-            .body(ByteStream::from(body));
-        let sent = match bucket.signs_payload() {
-            true => upload.send().await,
-            false => upload.customize().disable_payload_signing().send().await,
+            .body(ByteStream::from(body.clone()))
+            .customize();
+        let pace = Pace::new(body);
+        let upload = if bucket.signs_payload() { upload } else { upload.disable_payload_signing() };
+        let timeout = bucket.options.stall_timeout;
+        let Some(sent) = pace.watch(timeout, upload.interceptor(pace.clone()).send()).await else {
+            return Err(bucket.explain(VERB, &self.key, Failure::stalled(timeout)));
         };
         let output = sent.map_err(|error| bucket.explain(VERB, &self.key, Failure::from(error)))?;
         let part = Part { span, etag: output.e_tag().map(str::to_owned), crc32c };
