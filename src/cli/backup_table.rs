@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use crate::commands::backup_list::ListedBackup;
+use crate::commands::backup_query::CompleteBackup;
 
 const COLUMNS: [&str; 7] = [
     "name",
@@ -24,8 +24,8 @@ pub(super) fn wal_e_header() -> String {
 }
 
 /// WAL-E's lines. For a `file://` store it writes the time in another form and never the details.
-pub(super) fn wal_e_rows(backups: &[ListedBackup], file_store: bool) -> String {
-    let row = |backup: &ListedBackup| {
+pub(super) fn wal_e_rows(backups: &[CompleteBackup], file_store: bool) -> String {
+    let row = |backup: &CompleteBackup| {
         let mut fields = fields(backup);
         if file_store {
             fields[1] = file_time(backup.last_modified);
@@ -39,7 +39,7 @@ pub(super) fn wal_e_rows(backups: &[ListedBackup], file_store: bool) -> String {
 }
 
 /// One JSON array, with numbers as numbers and what is not known left out.
-pub(super) fn json(backups: &[ListedBackup]) -> String {
+pub(super) fn json(backups: &[CompleteBackup]) -> String {
     let rows: Vec<Value> = backups
         .iter()
         .map(|backup| {
@@ -61,7 +61,7 @@ pub(super) fn json(backups: &[ListedBackup]) -> String {
 }
 
 /// Columns aligned under their names; those that nothing is known of are left out.
-pub(super) fn table(backups: &[ListedBackup]) -> String {
+pub(super) fn table(backups: &[CompleteBackup]) -> String {
     let rows: Vec<[String; 7]> = backups.iter().map(fields).collect();
     let shown: Vec<usize> =
         (0..7).filter(|column| rows.is_empty() || rows.iter().any(|row| !row[*column].is_empty())).collect();
@@ -76,7 +76,7 @@ pub(super) fn table(backups: &[ListedBackup]) -> String {
     rows.iter().fold(header, |text, row| text + &line(&|column| row[column].clone()))
 }
 
-fn fields(backup: &ListedBackup) -> [String; 7] {
+fn fields(backup: &CompleteBackup) -> [String; 7] {
     let sentinel = backup.sentinel.as_ref();
     [
         backup.name.to_string(),
@@ -111,14 +111,14 @@ mod tests {
     use super::*;
     use crate::formats::sentinel::Sentinel;
 
-    fn backup(detail: bool) -> ListedBackup {
+    fn backup(detail: bool) -> CompleteBackup {
         let sentinel = Sentinel {
             stop_segment: "000000010000000000000002".into(),
             stop_offset: "00000312".into(),
             expanded_size_bytes: 100_173,
             spec: None,
         };
-        ListedBackup {
+        CompleteBackup {
             name: "base_000000010000000000000002_00000040".parse().unwrap(),
             last_modified: SystemTime::UNIX_EPOCH + Duration::from_micros(1_451_606_400_120_000),
             sentinel: detail.then_some(sentinel),

@@ -1,11 +1,9 @@
 //! The one place that turns an error into text and an exit status (`README.md`, "Exit status").
 
 use std::error::Error;
-use std::ffi::OsString;
 use std::fmt;
 use std::io::Write as _;
 
-use super::recovery;
 use crate::commands::{CommandError, Kind};
 
 /// What the process ends with.
@@ -110,15 +108,6 @@ pub(super) fn joined(error: &dyn Error) -> String {
     text
 }
 
-/// What a panic, or arguments that cannot be parsed, end the process with. Goes by the bare arguments, since nothing
-/// else can be relied on then.
-pub fn panic_status(args: &[OsString]) -> ExitStatus {
-    match recovery::cannot_say_status(args) {
-        Some(cannot_say) => cannot_say,
-        None => ExitStatus::UNEXPECTED,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,13 +137,5 @@ mod tests {
     fn the_chain_is_joined_once() {
         let text = storage(storage::Kind::Unavailable).to_string();
         assert_eq!(text, "wal-eve: ERROR:  could not read \"s3://b/k\": connection refused\nwal-eve: HINT:  Wait.\n");
-    }
-
-    #[test]
-    fn a_panic_in_a_restore_command_never_looks_like_the_end_of_wal() {
-        let status = |line: &str| panic_status(&line.split(' ').map(OsString::from).collect::<Vec<_>>()).0;
-        assert_eq!(status("wal-eve wal-push pg_wal/000000010000000000000001"), 2);
-        assert_eq!(status("wal-eve wal-fetch 000000010000000000000001 /nowhere/pg_wal/RECOVERYXLOG"), 250);
-        assert_eq!(status("wal-eve wal-fecth 000000010000000000000001 /nowhere/pg_wal/RECOVERYXLOG"), 250);
     }
 }

@@ -14,5 +14,6 @@ mod run;
 mod store;
 
 pub use envdir::re_execution;
-pub use exit::{ExitStatus, panic_status};
+pub use exit::ExitStatus;
+pub use recovery::panic_status;
 pub use run::run;

@@ -36,7 +36,26 @@ pub(super) fn cannot_say_status(args: &[OsString]) -> Option<ExitStatus> {
     }
 }
 
+/// What a panic, or an environment that cannot be read, ends the process with. Goes by the bare arguments, since nothing else
+/// can be relied on then.
+pub fn panic_status(args: &[OsString]) -> ExitStatus {
+    cannot_say_status(args).unwrap_or(ExitStatus::UNEXPECTED)
+}
+
 fn is_standby(destination: &Path) -> bool {
     let directory = std::env::current_dir().ok().and_then(|cwd| DataDirectory::of_wal_path(&cwd, destination).ok());
     directory.is_some_and(|directory| RecoveryMode::of(&directory).is_standby())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_a_restore_command_never_looks_like_the_end_of_wal() {
+        let status = |line: &str| panic_status(&line.split(' ').map(OsString::from).collect::<Vec<_>>()).0;
+        assert_eq!(status("wal-eve wal-push pg_wal/000000010000000000000001"), 2);
+        assert_eq!(status("wal-eve wal-fetch 000000010000000000000001 /nowhere/pg_wal/RECOVERYXLOG"), 250);
+        assert_eq!(status("wal-eve wal-fecth 000000010000000000000001 /nowhere/pg_wal/RECOVERYXLOG"), 250);
+    }
 }

@@ -1,14 +1,10 @@
 //! `backup-list`: the complete base backups of an archive.
 
-use std::time::SystemTime;
-
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::Result;
 use super::archive::Archive;
-use super::backup_query;
-use crate::formats::backup_name::BackupName;
-use crate::formats::sentinel::Sentinel;
+use super::backup_query::{self, CompleteBackup};
 
 /// What to list.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -19,22 +15,11 @@ pub struct BackupListOptions {
     pub detail: bool,
 }
 
-/// A complete backup.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListedBackup {
-    /// Its name.
-    pub name: BackupName,
-    /// When its sentinel was stored.
-    pub last_modified: SystemTime,
-    /// What its sentinel says, where that was asked for.
-    pub sentinel: Option<Sentinel>,
-}
-
 /// How many sentinels are read at once.
 const SENTINELS_IN_FLIGHT: usize = 8;
 
 /// Lists complete backups, in the store's order, which is that of their names.
-pub async fn backup_list(archive: &Archive, options: &BackupListOptions) -> Result<Vec<ListedBackup>> {
+pub async fn backup_list(archive: &Archive, options: &BackupListOptions) -> Result<Vec<CompleteBackup>> {
     let backups = match &options.query {
         None => backup_query::complete_backups(archive).await?,
         Some(query) => vec![backup_query::resolve(archive, query).await?],
@@ -45,7 +30,7 @@ pub async fn backup_list(archive: &Archive, options: &BackupListOptions) -> Resu
     stream::iter(backups)
         .map(|backup| async move {
             let sentinel = Some(backup_query::sentinel(archive, &backup.name).await?);
-            Ok(ListedBackup { sentinel, ..backup })
+            Ok(CompleteBackup { sentinel, ..backup })
         })
         .buffered(SENTINELS_IN_FLIGHT)
         .try_collect()

@@ -1,15 +1,27 @@
 //! Which backup a user means: `LATEST` or a whole name (`spec/wal-e-format.md` §5.1).
 
+use std::time::SystemTime;
+
 use futures::TryStreamExt as _;
 
 use super::archive::Archive;
-use super::backup_list::ListedBackup;
 use super::{CommandError, Result};
 use crate::formats::backup_name::BackupName;
 use crate::formats::sentinel::Sentinel;
 
+/// A complete backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompleteBackup {
+    /// Its name.
+    pub name: BackupName,
+    /// When its sentinel was stored.
+    pub last_modified: SystemTime,
+    /// What its sentinel says, where that was asked for.
+    pub sentinel: Option<Sentinel>,
+}
+
 /// Lists the complete backups in the order of their names.
-pub(super) async fn complete_backups(archive: &Archive) -> Result<Vec<ListedBackup>> {
+pub(super) async fn complete_backups(archive: &Archive) -> Result<Vec<CompleteBackup>> {
     let prefix = archive.layout.base_backups();
     let mut backups = Vec::new();
     let mut after: Option<String> = None;
@@ -18,7 +30,7 @@ pub(super) async fn complete_backups(archive: &Archive) -> Result<Vec<ListedBack
         let last = page.objects.last().map(|row| row.key.clone());
         backups.extend(page.objects.into_iter().filter_map(|row| {
             let name = archive.layout.sentinel_backup(&row.key)?;
-            Some(ListedBackup { name, last_modified: row.last_modified, sentinel: None })
+            Some(CompleteBackup { name, last_modified: row.last_modified, sentinel: None })
         }));
         match last {
             Some(last) if page.more => after = Some(past_directory(&prefix, &last)),
@@ -37,7 +49,7 @@ fn past_directory(prefix: &str, key: &str) -> String {
 }
 
 /// The one backup that `query` names.
-pub(super) async fn resolve(archive: &Archive, query: &str) -> Result<ListedBackup> {
+pub(super) async fn resolve(archive: &Archive, query: &str) -> Result<CompleteBackup> {
     if query == "LATEST" {
         // of equally old ones the last; the store's clock decides, as names need not ascend after a failover
         return complete_backups(archive).await?.into_iter().max_by_key(|backup| backup.last_modified).ok_or_else(

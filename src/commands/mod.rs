@@ -4,7 +4,7 @@ pub mod archive;
 pub mod backup_fetch;
 pub mod backup_list;
 pub mod backup_push;
-mod backup_query;
+pub mod backup_query;
 mod error;
 mod push_marker;
 pub mod wal_continuity;
