@@ -1,6 +1,10 @@
 //! Where log lines go: stderr, which PostgreSQL adds to its own log.
 
 use tracing::Level;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::environment::Environment;
 
@@ -17,13 +21,15 @@ pub(super) fn start(environment: &Environment, terse: bool, quiet: bool) {
     };
     // syslog alone would hide everything where there is none, so warnings go to stderr in any case
     let level = if to_stderr { level } else { level.min(Level::WARN) };
-    let started = tracing_subscriber::fmt()
-        .with_max_level(level)
+    // libraries have much to say that a DBA cannot use, until he asks for it
+    let of_libraries = if level >= Level::DEBUG { level } else { Level::ERROR };
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false)
         .with_timer(Utc)
-        .try_init();
+        .with_filter(Targets::new().with_target("wal_eve", level).with_default(of_libraries));
+    let started = tracing_subscriber::registry().with(lines).try_init();
     // a second start, as in tests, keeps the first
     drop(started);
 }
