@@ -110,13 +110,14 @@ pub(super) fn joined(error: &dyn Error) -> String {
     text
 }
 
-/// What a panic, or arguments that cannot be parsed, end the process with. Goes by the bare arguments, since nothing
-/// else can be relied on then.
+/// What a panic ends the process with. Goes by the bare arguments, since nothing else can be relied on then.
 pub fn panic_status(args: &[OsString]) -> ExitStatus {
-    match recovery::cannot_say_status(args) {
-        Some(cannot_say) => cannot_say,
-        None => ExitStatus::UNEXPECTED,
-    }
+    recovery::cannot_say_status(args).unwrap_or(ExitStatus::UNEXPECTED)
+}
+
+/// What arguments that cannot be used end the process with.
+pub fn usage_status(args: &[OsString]) -> ExitStatus {
+    recovery::cannot_say_status(args).unwrap_or(ExitStatus::USER)
 }
 
 #[cfg(test)]

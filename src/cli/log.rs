@@ -21,6 +21,8 @@ pub(super) fn start(environment: &Environment, terse: bool, quiet: bool) {
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // it would report a line that stderr did not take on stderr, with a macro that panics then
+        .log_internal_errors(false)
         .with_target(false)
         .with_timer(Utc)
         .try_init();

@@ -14,5 +14,5 @@ mod run;
 mod store;
 
 pub use envdir::re_execution;
-pub use exit::{ExitStatus, panic_status};
+pub use exit::{ExitStatus, panic_status, usage_status};
 pub use run::run;

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write as _;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use super::args::{
     BackupFetchArgs, BackupListArgs, BackupPushArgs, Cli, Command, CompressionArgs, WalFetchArgs, WalPushArgs,
 };
 use super::environment::Environment;
-use super::exit::{Caller, ExitStatus, Failure};
+use super::exit::{Caller, ExitStatus, Failure, usage_status};
 use super::store::ArchiveConfig;
 use super::{backup_table, connection, log, next_steps, progress_line, recovery};
 use crate::commands::backup_fetch::{BackupFetchOptions, TablespaceChoice, backup_fetch};
@@ -49,6 +49,7 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     let Cli { global, command } = cli;
     let quiet = matches!(command, Command::WalPush(_) | Command::WalFetch(_));
     log::start(&environment, global.terse, quiet);
+    panic_if_asked(&environment, args);
     let caller = match &command {
         Command::WalPush(_) => Caller::WalPush,
         Command::WalFetch(fetch) => Caller::WalFetch(recovery::status(fetch.on_outage, &fetch.destination)),
@@ -72,12 +73,19 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     })
 }
 
+/// Lets a test see what a panic ends the process with; release builds have no such switch.
+fn panic_if_asked(environment: &Environment, args: &[OsString]) {
+    if cfg!(debug_assertions) && environment.path("WAL_EVE_PANIC").is_some_and(|command| args.contains(&command.into())) {
+        panic!("asked for by WAL_EVE_PANIC");
+    }
+}
+
 /// Help and version are results and go to stdout; what cannot be parsed must not look like the end of WAL.
 fn parse_failure(refused: &clap::Error, args: &[OsString]) -> ExitStatus {
     let _ = refused.print();
     match refused.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitStatus::DONE,
-        _ => recovery::cannot_say_status(args).unwrap_or(ExitStatus::USER),
+        _ => usage_status(args),
     }
 }
 
@@ -92,8 +100,8 @@ fn push(args: WalPushArgs, config: ArchiveConfig, environment: &Environment) -> 
         tracing::debug!(?report, "answered from an earlier look-ahead");
         return Ok(ExitStatus::DONE);
     }
-    let archive =
-        config.open(patient_for(WAL_PATIENCE), options.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
+    let patience = args.patience.map_or(WAL_PATIENCE, Duration::from_secs);
+    let archive = config.open(patient_for(patience), options.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
     let report = light_runtime().block_on(wal_push(&archive, &options))?;
     if report.pushed == Pushed::AlreadyIdentical {
         tracing::debug!("the archive held the same bytes already");
@@ -102,7 +110,8 @@ fn push(args: WalPushArgs, config: ArchiveConfig, environment: &Environment) -> 
 }
 
 fn fetch(args: WalFetchArgs, config: ArchiveConfig, caller: Caller) -> Result {
-    let patience = if caller == Caller::WalFetch(ExitStatus::LATER) { WAL_PATIENCE } else { RECOVERY_PATIENCE };
+    let usual = if caller == Caller::WalFetch(ExitStatus::LATER) { WAL_PATIENCE } else { RECOVERY_PATIENCE };
+    let patience = args.patience.map_or(usual, Duration::from_secs);
     let archive = config.open(patient_for(patience), nonzero(REQUESTS_PER_PARTITION));
     let options = WalFetchOptions { file_name: args.segment, destination: args.destination };
     match light_runtime().block_on(wal_fetch(&archive, &options))? {
@@ -211,8 +220,9 @@ fn level(args: &CompressionArgs, environment: &Environment) -> std::result::Resu
     }
 }
 
+/// Time alone decides: a refused connection fails at once, so that any number of tries may be over long before it.
 fn patient_for(total: Duration) -> RetryPolicy {
-    RetryPolicy { total: Some(total), object_deadline: total, ..RetryPolicy::default() }
+    RetryPolicy { attempts: NonZeroU32::MAX, total: Some(total), object_deadline: total, ..RetryPolicy::default() }
 }
 
 fn nonzero(number: usize) -> NonZeroUsize {
