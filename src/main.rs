@@ -1,6 +1,7 @@
 //! Parse, run, exit. Nothing else ends the process.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::os::unix::process::CommandExt;
 use std::process::{ExitCode, exit};
 
@@ -19,12 +20,12 @@ fn main() -> ExitCode {
         Ok(None) => ExitCode::from(cli::run(&args).0),
         Ok(Some(mut command)) => {
             let failed = command.exec();
-            eprintln!("wal-eve: ERROR:  could not start with the new environment: {failed}");
+            let _ = writeln!(std::io::stderr(), "wal-eve: ERROR:  could not start with the new environment: {failed}");
             ExitCode::from(on_panic.0)
         }
         Err(message) => {
-            eprintln!("wal-eve: ERROR:  {message}");
-            ExitCode::from(on_panic.0)
+            let _ = writeln!(std::io::stderr(), "wal-eve: ERROR:  {message}");
+            ExitCode::from(cli::usage_status(&args).0)
         }
     }
 }

@@ -175,6 +175,9 @@ pub(super) struct WalPushArgs {
     /// How many files to push at once: this one and those that wait after it
     #[arg(short = 'p', long, value_name = "N", default_value = "32")]
     pub(super) pool_size: usize,
+    /// How long to keep trying while the store cannot be reached [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) patience: Option<u64>,
     #[command(flatten)]
     pub(super) compression: CompressionArgs,
 }
@@ -198,6 +201,9 @@ pub(super) struct WalFetchArgs {
     /// What to tell PostgreSQL when it cannot be said whether the file exists, instead of going by the recovery mode
     #[arg(long, value_name = "POLICY")]
     pub(super) on_outage: Option<OnOutage>,
+    /// How long to keep trying while the store cannot be reached [default: 60 in standby mode, where PostgreSQL asks again, 900 otherwise]
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) patience: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -258,6 +264,8 @@ mod tests {
             "wal-e wal-fetch --prefetch=16 000000010000000000000001 pg_wal/RECOVERYXLOG",
             "wal-e --s3-pre s3://b/p wal-fetch 00000002.history pg_wal/RECOVERYHISTORY",
             "wal-e --envdir /etc/wal-e/env wal-fetch 00000002.history pg_wal/RECOVERYHISTORY",
+            "wal-e wal-fetch --patience 5 --on-outage stop 00000002.history pg_wal/RECOVERYHISTORY",
+            "wal-e wal-push --patience 0 pg_wal/000000010000000000000001",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "refused {line}");
         }

@@ -26,6 +26,8 @@ pub(super) fn start(environment: &Environment, terse: bool, quiet: bool) {
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // it would report a line that stderr did not take on stderr, with a macro that panics then
+        .log_internal_errors(false)
         .with_target(false)
         .with_timer(Utc)
         .with_filter(Targets::new().with_target("wal_eve", level).with_default(of_libraries));

@@ -15,5 +15,5 @@ mod store;
 
 pub use envdir::re_execution;
 pub use exit::ExitStatus;
-pub use recovery::panic_status;
+pub use recovery::{panic_status, usage_status};
 pub use run::run;

@@ -23,7 +23,7 @@ pub(super) fn status(policy: Option<OnOutage>, destination: &Path) -> ExitStatus
 }
 
 /// The same by bare arguments that could not be parsed; none when they are no recovery's.
-pub(super) fn cannot_say_status(args: &[OsString]) -> Option<ExitStatus> {
+fn cannot_say_status(args: &[OsString]) -> Option<ExitStatus> {
     let is_recovery_file = |arg: &&OsString| {
         Path::new(arg).file_name().is_some_and(|name| RECOVERY_FILES.iter().any(|file| name == *file))
     };
@@ -36,10 +36,14 @@ pub(super) fn cannot_say_status(args: &[OsString]) -> Option<ExitStatus> {
     }
 }
 
-/// What a panic, or an environment that cannot be read, ends the process with. Goes by the bare arguments, since nothing else
-/// can be relied on then.
+/// What a panic ends the process with. Goes by the bare arguments, since nothing else can be relied on then.
 pub fn panic_status(args: &[OsString]) -> ExitStatus {
     cannot_say_status(args).unwrap_or(ExitStatus::UNEXPECTED)
+}
+
+/// What arguments that cannot be used end the process with.
+pub fn usage_status(args: &[OsString]) -> ExitStatus {
+    cannot_say_status(args).unwrap_or(ExitStatus::USER)
 }
 
 fn is_standby(destination: &Path) -> bool {

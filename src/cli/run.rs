@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::Write as _;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use super::args::{
 };
 use super::environment::Environment;
 use super::exit::{Caller, ExitStatus, Failure};
+use super::recovery::usage_status;
 use super::store::ArchiveConfig;
 use super::{backup_table, connection, log, next_steps, progress_line, recovery};
 use crate::commands::backup_fetch::{BackupFetchOptions, TablespaceChoice, backup_fetch};
@@ -49,6 +50,7 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     let Cli { global, command } = cli;
     let quiet = matches!(command, Command::WalPush(_) | Command::WalFetch(_));
     log::start(&environment, global.terse, quiet);
+    panic_if_asked(&environment, args);
     let caller = match &command {
         Command::WalPush(_) => Caller::WalPush,
         Command::WalFetch(fetch) => Caller::WalFetch(recovery::status(fetch.on_outage, &fetch.destination)),
@@ -72,12 +74,20 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     })
 }
 
+/// Lets a test see what a panic ends the process with; release builds have no such switch.
+fn panic_if_asked(environment: &Environment, args: &[OsString]) {
+    if cfg!(debug_assertions) && environment.path("WAL_EVE_PANIC").is_some_and(|command| args.contains(&command.into()))
+    {
+        panic!("asked for by WAL_EVE_PANIC");
+    }
+}
+
 /// Help and version are results and go to stdout; what cannot be parsed must not look like the end of WAL.
 fn parse_failure(refused: &clap::Error, args: &[OsString]) -> ExitStatus {
     let _ = refused.print();
     match refused.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitStatus::DONE,
-        _ => recovery::cannot_say_status(args).unwrap_or(ExitStatus::USER),
+        _ => usage_status(args),
     }
 }
 
@@ -92,9 +102,9 @@ fn push(args: WalPushArgs, config: ArchiveConfig, environment: &Environment) -> 
         tracing::debug!(?report, "answered from an earlier look-ahead");
         return Ok(ExitStatus::DONE);
     }
-    let archive =
-        config.open(patient_for(WAL_PATIENCE), options.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
-    let report = light_runtime().block_on(wal_push(&archive, &options))?;
+    let patience = args.patience.map_or(WAL_PATIENCE, Duration::from_secs);
+    let archive = config.open(patient_for(patience), options.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
+    let report = run_to_end(light_runtime(), wal_push(&archive, &options))?;
     if report.pushed == Pushed::AlreadyIdentical {
         tracing::debug!("the archive held the same bytes already");
     }
@@ -102,10 +112,11 @@ fn push(args: WalPushArgs, config: ArchiveConfig, environment: &Environment) -> 
 }
 
 fn fetch(args: WalFetchArgs, config: ArchiveConfig, caller: Caller) -> Result {
-    let patience = if caller == Caller::WalFetch(ExitStatus::LATER) { WAL_PATIENCE } else { RECOVERY_PATIENCE };
+    let usual = if caller == Caller::WalFetch(ExitStatus::LATER) { WAL_PATIENCE } else { RECOVERY_PATIENCE };
+    let patience = args.patience.map_or(usual, Duration::from_secs);
     let archive = config.open(patient_for(patience), nonzero(REQUESTS_PER_PARTITION));
     let options = WalFetchOptions { file_name: args.segment, destination: args.destination };
-    match light_runtime().block_on(wal_fetch(&archive, &options))? {
+    match run_to_end(light_runtime(), wal_fetch(&archive, &options))? {
         Fetched::Restored(_) => Ok(ExitStatus::DONE),
         Fetched::Absent => Ok(ExitStatus::ABSENT),
     }
@@ -120,7 +131,7 @@ fn list(args: BackupListArgs, config: ArchiveConfig) -> Result {
         print(&backup_table::wal_e_header());
     }
     let options = BackupListOptions { query: args.query, detail: args.detail };
-    let backups = full_runtime().block_on(backup_list(&archive, &options))?;
+    let backups = run_to_end(full_runtime(), backup_list(&archive, &options))?;
     print(&if args.json {
         backup_table::json(&backups)
     } else if args.table {
@@ -182,7 +193,8 @@ where
 {
     let progress = Arc::new(Progress::default());
     let began = Instant::now();
-    let done = full_runtime().block_on(progress_line::watched(what, progress.clone(), work(progress.clone())))?;
+    let watched = progress_line::watched(what, progress.clone(), work(progress.clone()));
+    let done = run_to_end(full_runtime(), watched)?;
     tracing::info!("done {what}: {}", progress_line::summary(&progress, began.elapsed()));
     Ok(done)
 }
@@ -211,8 +223,9 @@ fn level(args: &CompressionArgs, environment: &Environment) -> std::result::Resu
     }
 }
 
+/// Time alone decides: a refused connection fails at once, so that any number of tries may be over long before it.
 fn patient_for(total: Duration) -> RetryPolicy {
-    RetryPolicy { total: Some(total), object_deadline: total, ..RetryPolicy::default() }
+    RetryPolicy { attempts: NonZeroU32::MAX, total: Some(total), object_deadline: total, ..RetryPolicy::default() }
 }
 
 fn nonzero(number: usize) -> NonZeroUsize {
@@ -229,6 +242,13 @@ fn light_runtime() -> tokio::runtime::Runtime {
 
 fn full_runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the system gives a process threads")
+}
+
+/// Runs `work` and leaves behind what it gave up: a read that hangs in a dead network filesystem must not hold the end up.
+fn run_to_end<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>) -> T {
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
 }
 
 /// Results. A reader that has gone away is not this command's failure.
