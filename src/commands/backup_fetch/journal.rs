@@ -31,7 +31,6 @@ struct Record {
 pub(super) struct Journal {
     path: PathBuf,
     record: Mutex<Record>,
-    resumed: bool,
     lock: fs::File,
 }
 
@@ -51,7 +50,6 @@ impl Journal {
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => None,
             read => serde_json::from_slice::<Record>(&read.map_err(CommandError::file("read", &path))?).ok(),
         };
-        let resumed = found.is_some();
         let record = match found {
             Some(found) if (&found.backup, &found.prefix) != (&fresh.backup, &fresh.prefix) => {
                 return Err(CommandError::refused(format!(
@@ -71,14 +69,9 @@ impl Journal {
             }
             None => fresh,
         };
-        let journal = Self { path, record: Mutex::new(record), resumed, lock };
+        let journal = Self { path, record: Mutex::new(record), lock };
         journal.write(&journal.record.lock().unwrap_or_else(PoisonError::into_inner))?;
         Ok(journal)
-    }
-
-    /// Whether an earlier run had begun this restore.
-    pub(super) fn is_resumed(&self) -> bool {
-        self.resumed
     }
 
     pub(super) fn is_done(&self, partition: u32) -> bool {
@@ -140,7 +133,7 @@ mod tests {
         assert!(Journal::open(at.clone(), &name(), "s3://b/p/").is_err(), "locked");
         drop(first);
         let second = Journal::open(at.clone(), &name(), "s3://b/p/").unwrap();
-        assert!(second.is_resumed() && second.is_done(3) && !second.is_done(2));
+        assert!(second.is_done(3) && !second.is_done(2));
         drop(second);
         assert!(Journal::open(at, &name(), "s3://b/other/").is_err(), "another archive");
     }

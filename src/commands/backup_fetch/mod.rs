@@ -178,8 +178,9 @@ fn prepare(
     spec: Option<&RestoreSpec>,
 ) -> Result<Prepared> {
     let target = Target::open(directory, choice, spec)?;
+    // before the journal, so that a refusal leaves an empty directory empty
+    let links = tablespaces::prepare(target.root(), choice, spec, target.is_resumed())?;
     let journal = Journal::open(target.journal_directory(), name, prefix)?;
-    let links = tablespaces::prepare(target.root(), choice, spec, journal.is_resumed())?;
     // opened before the first write, so that a failed write is reported at the end
     let places = std::iter::once(target.root().to_owned()).chain(links.iter().map(|link| target.root().join(link)));
     let syncs = places

@@ -24,7 +24,11 @@ pub(super) fn prepare(
     let tablespaces = spec.map_or(&[][..], |spec| &spec.tablespaces);
     match choice {
         TablespaceChoice::AsOnSource | TablespaceChoice::Spec(_) => {
-            tablespaces.iter().try_for_each(|space| make(root, space, resumed))?;
+            if !resumed {
+                // all of them before the first is made, so that a refusal leaves nothing behind
+                tablespaces.iter().try_for_each(refuse_unless_empty)?;
+            }
+            tablespaces.iter().try_for_each(|space| make(root, space))?;
         }
         TablespaceChoice::ExistingLinks => {
             let missing: Vec<_> =
@@ -46,17 +50,19 @@ pub(super) fn missing_links(names: impl Iterator<Item = String>) -> CommandError
         .with_hint("Make the directories and links first, or use --restore-spec SOURCE to make them as on the source, --restore-spec FILE to choose other places, or --blind-restore to restore them into the data directory.")
 }
 
-fn make(root: &Path, space: &SpecTablespace, resumed: bool) -> Result<()> {
-    let location = PathBuf::from(&space.location);
-    if !resumed && !data_directory::is_empty(&location)? {
-        return Err(CommandError::refused(format!(
-            "the directory \"{}\" of tablespace {} is not empty",
-            location.display(),
-            space.name
-        ))
-        .with_detail("A running server beside this restore may be using it.")
-        .with_hint("Choose another place with --restore-spec FILE, or empty it if it is not needed any more."));
+fn refuse_unless_empty(space: &SpecTablespace) -> Result<()> {
+    let location = Path::new(&space.location);
+    if data_directory::is_empty(location)? {
+        return Ok(());
     }
+    let message = format!("the directory \"{}\" of tablespace {} is not empty", location.display(), space.name);
+    Err(CommandError::refused(message)
+        .with_detail("A running server beside this restore may be using it.")
+        .with_hint("Choose another place with --restore-spec FILE, or empty it if it is not needed any more."))
+}
+
+fn make(root: &Path, space: &SpecTablespace) -> Result<()> {
+    let location = PathBuf::from(&space.location);
     let directory = |path: &Path| {
         let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
         made.map_err(CommandError::file("create directory", path))

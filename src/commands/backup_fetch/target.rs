@@ -24,6 +24,7 @@ const HELD_BACK: &str = "pg_control";
 pub(super) struct Target {
     root: PathBuf,
     links: BTreeSet<PathBuf>,
+    is_resumed: bool,
 }
 
 impl Target {
@@ -36,8 +37,9 @@ impl Target {
                 .with_detail(format!("\"{}\" has a postmaster.pid, of process {pid}.", root.display()))
                 .with_hint("Stop the server and restore into an empty directory. If no server runs there, remove postmaster.pid."));
         }
-        if !root.join(JOURNAL_DIRECTORY).is_dir() {
-            refuse_unless_free(&root, choice)?;
+        let is_resumed = root.join(JOURNAL_DIRECTORY).is_dir();
+        if !is_resumed {
+            refuse_unless_free(&root)?;
         }
         if !root.exists()
             && *choice == TablespaceChoice::ExistingLinks
@@ -50,11 +52,16 @@ impl Target {
             .mode(0o700)
             .create(&root)
             .map_err(CommandError::file("create directory", &root))?;
-        Ok(Self { root, links: BTreeSet::new() })
+        Ok(Self { root, links: BTreeSet::new(), is_resumed })
     }
 
     pub(super) fn with_links(self, links: BTreeSet<PathBuf>) -> Self {
         Self { links, ..self }
+    }
+
+    /// Whether an earlier run had begun this restore.
+    pub(super) fn is_resumed(&self) -> bool {
+        self.is_resumed
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -116,7 +123,7 @@ impl Target {
 }
 
 /// Only `pg_tblspc` with links in it may be there beforehand.
-fn refuse_unless_free(root: &Path, choice: &TablespaceChoice) -> Result<()> {
+fn refuse_unless_free(root: &Path) -> Result<()> {
     let entries = match fs::read_dir(root) {
         Ok(entries) => entries,
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -126,10 +133,9 @@ fn refuse_unless_free(root: &Path, choice: &TablespaceChoice) -> Result<()> {
         return Err(CommandError::refused(format!("\"{}\" holds a data directory already", root.display()))
             .with_hint("Restore into an empty directory, or remove what is there if it is not needed any more."));
     }
-    let links_may_be_there = matches!(choice, TablespaceChoice::ExistingLinks | TablespaceChoice::Blind);
     for entry in entries {
         let entry = entry.map_err(CommandError::file("read directory", root))?;
-        if !(links_may_be_there && entry.file_name() == "pg_tblspc") {
+        if entry.file_name() != "pg_tblspc" {
             return Err(CommandError::refused(format!("directory \"{}\" is not empty", root.display()))
                 .with_detail(format!("It holds \"{}\".", entry.file_name().display()))
                 .with_hint("Restore into an empty directory. Only pg_tblspc with links for the tablespaces may be there before."));
