@@ -53,7 +53,7 @@ pub(super) fn summary(progress: &Progress, took: Duration) -> String {
 }
 
 fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{wide_bar} {percent}% {msg}").expect("the template is well-formed");
+    let style = ProgressStyle::with_template("{bar:16} {percent:>3}% {wide_msg}").expect("the template is well-formed");
     ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr()).with_style(style)
 }
 
