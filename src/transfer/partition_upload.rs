@@ -94,11 +94,12 @@ pub struct PartitionContext {
     pub on_file: Arc<dyn Fn(ArchivedFile) -> io::Result<()> + Send + Sync>,
 }
 
-/// Stores `members` as the partition `key`.
+/// Stores `members` as the partition `key`, with `options`.
 pub async fn upload_partition(
     store: &dyn Store,
     key: &str,
     members: Vec<Member>,
+    options: &PutOptions,
     context: &PartitionContext,
 ) -> Result<Put> {
     let (sender, receiver) = mpsc::channel(2);
@@ -118,9 +119,8 @@ pub async fn upload_partition(
         progress.waited(Stage::Disk, waiting.elapsed());
         Some((chunk, (receiver, progress)))
     });
-    let options = PutOptions { content_type: "application/octet-stream", metadata: Vec::new() };
     let pieces = lzop_stream(context.level, 0, 0, plain);
-    let storing = upload::upload(store, key, &options, pieces, Some(context.progress.clone()));
+    let storing = upload::upload(store, key, options, pieces, Some(context.progress.clone()));
     let (read, stored) = futures::join!(reader, storing);
     // a failed read also ends the stream early, so it is the cause and comes first
     read?;

@@ -13,7 +13,6 @@ use super::{CommandError, Result, Unfinished};
 use crate::formats::tar_partition::{Placement, Planner};
 use crate::pg::tablespace::Tablespace;
 use crate::pg::walk::{Entry, EntryKind, Found, Walk};
-use crate::storage::Put;
 use crate::transfer::partition_upload::{Member, PartitionContext, Source, upload_partition};
 use crate::transfer::progress::Progress;
 use crate::transfer::{TransferError, off_async};
@@ -61,14 +60,14 @@ pub(super) async fn store(
     let bytes = members.iter().map(Member::size).sum();
     let count = members.len();
     let key = backup.archive.layout.partition(&backup.name, number);
-    match upload_partition(&*backup.archive.store, &key, members, context).await? {
-        Put::Stored => {
-            context.progress.part_done();
-            tracing::info!(partition = number, members = count, bytes, "partition archived");
-            Ok(bytes)
-        }
-        Put::Exists => Err(TransferError::Conflict { url: backup.archive.store.url(&key) }.into()),
+    let options = backup.put_options("application/octet-stream");
+    let put = upload_partition(&*backup.archive.store, &key, members, &options, context).await?;
+    if !backup.is_own(&key, put).await? {
+        return Err(TransferError::Conflict { url: backup.archive.store.url(&key) }.into());
     }
+    context.progress.part_done();
+    tracing::info!(partition = number, members = count, bytes, "partition archived");
+    Ok(bytes)
 }
 
 /// Cuts the walk into partitions. Ends quietly when nobody wants them any more.

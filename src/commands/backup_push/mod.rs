@@ -76,10 +76,14 @@ pub async fn backup_push(
     }
 }
 
+/// The metadata that tells a backup's own objects from others of the same name.
+const BACKUP_ID_METADATA: &str = "wal-eve-backup-id";
+
 /// A backup that has a name and is not complete.
 struct Unfinished<'a> {
     archive: &'a Archive,
     name: BackupName,
+    id: String,
 }
 
 impl<'a> Unfinished<'a> {
@@ -88,20 +92,42 @@ impl<'a> Unfinished<'a> {
     async fn claim(archive: &'a Archive, name: BackupName, version_text: &str) -> Result<Self> {
         let prefix = format!("{}{name}", archive.layout.base_backups());
         let taken = archive.store.list(&prefix, None).await?;
+        let called = name.to_string();
         let exists = |complete: bool| {
             let what = if complete { "a complete backup" } else { "an unfinished backup" };
-            CommandError::refused(format!("{what} called {name} exists already"))
+            CommandError::refused(format!("{what} called {called} exists already"))
                 .with_detail(format!("Its objects are under \"{}\".", archive.store.url(&prefix)))
                 .with_hint("A standby's backups start at its last restartpoint, so wait for the next one (CHECKPOINT on the primary, then on the standby). An unfinished backup may also be another one that is running now; if none is, remove its objects.")
         };
         if !taken.objects.is_empty() {
             return Err(exists(taken.objects.iter().any(|row| archive.layout.sentinel_backup(&row.key).is_some())));
         }
-        let options = PutOptions { content_type: "text/plain", metadata: Vec::new() };
         let key = archive.layout.extended_version(&name);
-        match archive.store.put(&key, Bytes::copy_from_slice(version_text.as_bytes()), &options).await? {
-            Put::Stored => Ok(Self { archive, name }),
-            Put::Exists => Err(exists(false)),
+        let backup = Self { archive, name, id: format!("{:032x}", rand::random::<u128>()) };
+        let version_text = Bytes::copy_from_slice(version_text.as_bytes());
+        if backup.put(&key, version_text, "text/plain").await? { Ok(backup) } else { Err(exists(false)) }
+    }
+
+    /// What marks an object as this backup's own.
+    fn put_options(&self, content_type: &'static str) -> PutOptions {
+        PutOptions { content_type, metadata: vec![(BACKUP_ID_METADATA.to_owned(), self.id.clone())] }
+    }
+
+    /// Stores a small object; whether it, and no other, is there now.
+    async fn put(&self, key: &str, body: Bytes, content_type: &'static str) -> Result<bool> {
+        let put = self.archive.store.put(key, body, &self.put_options(content_type)).await?;
+        self.is_own(key, put).await
+    }
+
+    /// Whether what is at `key` after `put` is this backup's own. An upload whose answer got lost finds itself there when it
+    /// is tried again.
+    async fn is_own(&self, key: &str, put: Put) -> Result<bool> {
+        match put {
+            Put::Stored => Ok(true),
+            Put::Exists => {
+                let head = self.archive.store.head(key).await?;
+                Ok(head.metadata(BACKUP_ID_METADATA) == Some(&self.id))
+            }
         }
     }
 
@@ -124,16 +150,14 @@ impl<'a> Unfinished<'a> {
 
     /// Makes the backup complete.
     async fn complete(self, sentinel: &Sentinel) -> Result<BackupName> {
-        let options = PutOptions { content_type: "application/json", metadata: Vec::new() };
         let key = self.archive.layout.sentinel(&self.name);
-        match self.archive.store.put(&key, Bytes::from(sentinel.to_json()), &options).await? {
-            Put::Stored => Ok(self.name),
-            Put::Exists => {
-                let url = self.archive.store.url(&key);
-                Err(CommandError::refused(format!("\"{url}\" appeared while the backup was taken"))
-                    .with_hint("Another backup of the same name was taken at the same time. Check it with backup-fetch before you rely on it."))
-            }
+        if self.put(&key, Bytes::from(sentinel.to_json()), "application/json").await? {
+            return Ok(self.name);
         }
+        let url = self.archive.store.url(&key);
+        Err(CommandError::refused(format!("\"{url}\" appeared while the backup was taken")).with_hint(
+            "Another backup of the same name was taken at the same time. Check it with backup-fetch before you rely on it.",
+        ))
     }
 }
 

@@ -1,16 +1,21 @@
 //! Compression of one block to an LZO1X stream.
 //!
-//! The fast level looks up every position in a table of the last place with the same five bytes, takes what it finds, and
-//! steps faster the longer it finds nothing. Streams depend on the block alone, never on what the compressor did before:
-//! the same segment pushed twice must give the same object.
+//! The fast level asks a table for the last place with the same four bytes, takes what it finds, and steps faster the
+//! longer it finds nothing. Its table counts from the start of a window that moves on before a distance could exceed the
+//! format's, so that no probe has to ask how far back a place is.
+//!
+//! Invariant: a stream depends on its block alone, never on what the compressor did before. The same segment pushed twice
+//! must give the same object.
 
 use std::fmt;
+use std::hint::select_unpredictable;
 
 use super::decompress::decompress;
 use super::instruction::{
     END, FAR_BASE, FAR_MAX_DISTANCE, FAR_MAX_LENGTH, FIRST_RUN_BASE, FIRST_RUN_MAX_LENGTH, MATCH_MIN,
     MIDDLE_MAX_DISTANCE, MIDDLE_MAX_LENGTH, MIDDLE_MIN, NEAR_MAX_DISTANCE, NEAR_MAX_LENGTH, RUN_MAX_LENGTH,
 };
+use super::unaligned::{common16, copy16, load64, store32};
 
 /// How hard to search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -98,70 +103,54 @@ fn compress_best(src: &[u8], dst: &mut Vec<u8>, dict: &mut lzokay_native::Dict, 
     Compressed::Stream(stream.len())
 }
 
-/// Number of places the fast level remembers, as a power of two.
-const PLACES_BITS: u32 = 14;
+/// Number of places the fast level remembers, as a power of two: 16 KiB of them, half of a common first-level cache.
+const PLACES_BITS: u32 = 13;
 
-/// The last position of some five bytes, by their hash; of a position only the low 16 bits, since no match reaches further.
+/// Where in the window each of some four bytes stood last, by their hash.
 ///
-/// An entry is a hint: it may be stale, or another hash's, or the zero from the start. The bytes are compared anyway.
+/// An entry is a hint: it may be another hash's, or the window's start for want of anything. The bytes are compared anyway.
 type Places = [u16; 1 << PLACES_BITS];
 
-/// The shortest match worth an instruction.
-const MIN_MATCH: usize = 4;
-/// The search stops this far from the block's end, so that it and the wide copies of literals may read on.
+/// The window moves on by at least so many bytes at a time. Meanwhile matches reach up to as many less than the format's
+/// longest distance.
+const SLIDE: usize = 0x4000;
+
+/// The search stops this far from the block's end: it reads 16 bytes at its position, and literals are copied by 16.
 const READ_ROOM: usize = 20;
-/// The step of the search grows by one for every so many bytes (as a power of two) without a match.
+
+/// The step of the search grows by one with every so many bytes without a match, as a power of two.
 const SKIP_SHIFT: u32 = 5;
-/// Beyond the block's length, what the last instruction may write, and a wide copy overshoot.
-const WRITE_ROOM: usize = 64;
+
+/// Room for the stream of so many bytes at its worst, and for a wide copy's overshoot.
+///
+/// A match is at least four long, and takes at most as many bytes as it covers, even together with the one-byte opcode of a
+/// run of up to 18 literals before it. The opcode of a longer run takes `1 + (count - 19) / 255` more than that, at most a
+/// nineteenth of it. So up to any match the instructions exceed what they cover by at most a sixteenth. The constant is for
+/// the last run's opcode, the end marker and the overshoot.
+fn room(src_len: usize) -> usize {
+    src_len + src_len / 16 + 64
+}
 
 fn compress_fast(src: &[u8], dst: &mut Vec<u8>, places: &mut Places) -> Compressed {
     let Some(search_end) = src.len().checked_sub(READ_ROOM) else { return Compressed::Incompressible };
-    places.fill(0);
-    dst.reserve(src.len() + WRITE_ROOM);
+    dst.reserve(room(src.len()));
     let start = dst.len();
-    // SAFETY: `src.len() + WRITE_ROOM` bytes are reserved from `start` on, which is what a stream may write.
+    // SAFETY: `room` bytes are reserved from `start` on, and `dst` is left alone while the stream lives.
     let mut stream = unsafe { Stream::new(dst.as_mut_ptr().add(start), src) };
 
+    places.fill(0);
+    let mut window = 0;
     let mut position = 1;
-    'block: loop {
-        // Find a match.
-        let (distance, word) = loop {
-            if position >= search_end {
-                break 'block;
-            }
-            // SAFETY: `position < search_end`, READ_ROOM before the end.
-            let word = unsafe { load64(src.as_ptr().add(position)) };
-            let place = &mut places[hash(word)];
-            let distance = usize::from((position as u16).wrapping_sub(*place));
-            *place = position as u16;
-            if distance.wrapping_sub(1) < position.min(FAR_MAX_DISTANCE) {
-                // SAFETY: `1 <= distance <= position`.
-                let earlier = unsafe { load32(src.as_ptr().add(position - distance)) };
-                if earlier == word as u32 {
-                    break (distance, word);
-                }
-            }
-            position += 1 + ((position - stream.anchor) >> SKIP_SHIFT);
-        };
-        let _ = word;
-
-        // Grow it at both ends.
-        let mut length = MIN_MATCH + common_length(src, position + MIN_MATCH, distance);
-        while position > stream.anchor && position > distance && src[position - 1] == src[position - distance - 1] {
-            position -= 1;
-            length += 1;
+    while position < search_end {
+        let by = (position - window).saturating_sub(FAR_MAX_DISTANCE - SLIDE);
+        if by > 0 {
+            slide(places, by);
+            window += by;
         }
-
-        if !stream.sequence(position, distance, length) {
-            return Compressed::Incompressible;
-        }
-        position += length;
-        if position < search_end {
-            // SAFETY: `position - 2` is at least 2, and below `search_end`.
-            let word = unsafe { load64(src.as_ptr().add(position - 2)) };
-            places[hash(word)] = (position - 2) as u16;
-        }
+        let end = search_end.min(window + FAR_MAX_DISTANCE);
+        // SAFETY: `window < position < end`, as a slide leaves FAR_MAX_DISTANCE - SLIDE between the two and SLIDE to come;
+        // places are of earlier positions, or zero.
+        position = unsafe { stream.search(places, window, position, end) };
     }
 
     match stream.finish() {
@@ -174,38 +163,24 @@ fn compress_fast(src: &[u8], dst: &mut Vec<u8>, places: &mut Places) -> Compress
     }
 }
 
-/// The place of the word's five low bytes.
-#[inline(always)]
-fn hash(word: u64) -> usize {
-    ((word << 24).wrapping_mul(0x9e37_79b1_85eb_ca87) >> (64 - PLACES_BITS)) as usize
+/// Moves the window on: places before its new start become the start.
+fn slide(places: &mut Places, by: usize) {
+    let by = u16::try_from(by).unwrap_or(u16::MAX);
+    for place in places {
+        *place = place.saturating_sub(by);
+    }
 }
 
-/// How many bytes from `position` on equal those `distance` before them.
+/// The place of the word's four low bytes.
 #[inline(always)]
-fn common_length(src: &[u8], position: usize, distance: usize) -> usize {
-    let mut length = 0;
-    while position + length + 8 <= src.len() {
-        // SAFETY: eight bytes fit before the end of `src`, and `distance <= position`.
-        let differing = unsafe {
-            let at = src.as_ptr().add(position + length);
-            load64(at) ^ load64(at.sub(distance))
-        };
-        if differing != 0 {
-            return length + (differing.trailing_zeros() / 8) as usize;
-        }
-        length += 8;
-    }
-    while position + length < src.len() && src[position + length] == src[position + length - distance] {
-        length += 1;
-    }
-    length
+fn hash(word: u32) -> usize {
+    (word.wrapping_mul(0x9e37_79b1) >> (32 - PLACES_BITS)) as usize
 }
 
 /// The stream being written, and how much of the block it covers.
 ///
-/// Invariant: the bytes from `begin` to `end` are instructions for the block's first `anchor` bytes. They number at most
-/// `src.len() + 8`, WRITE_ROOM less 8 bytes short of what is reserved; and unless there are none, the last is a match
-/// without trailing literals.
+/// Invariant: the bytes from `begin` to `end` are instructions for the block's first `anchor` bytes, and number at most
+/// `anchor + anchor / 16`; unless there are none, the last is a match without trailing literals.
 struct Stream<'a> {
     begin: *mut u8,
     end: *mut u8,
@@ -218,7 +193,7 @@ impl<'a> Stream<'a> {
     ///
     /// # Safety
     ///
-    /// `src.len() + WRITE_ROOM` bytes from `begin` on must be writable for as long as the stream lives.
+    /// `room(src.len())` bytes from `begin` on must be writable for as long as the stream lives.
     unsafe fn new(begin: *mut u8, src: &'a [u8]) -> Self {
         Self { begin, end: begin, src, anchor: 0 }
     }
@@ -227,39 +202,84 @@ impl<'a> Stream<'a> {
         self.end as usize - self.begin as usize
     }
 
-    /// Covers the block up to `position` with literals, then `length` bytes with a match. False once the stream exceeds the
-    /// block's length.
-    #[inline(always)]
-    fn sequence(&mut self, position: usize, distance: usize, length: usize) -> bool {
-        debug_assert!(self.anchor <= position && position + READ_ROOM - 16 <= self.src.len());
-        debug_assert!(length >= MIN_MATCH && position + length <= self.src.len());
-        debug_assert!((1..=FAR_MAX_DISTANCE).contains(&distance) && distance <= position);
-        let literals = position - self.anchor;
-        // A lower bound of what the stream will be, and short by at most 8 of it.
-        if self.length() + literals + (literals + length) / 255 > self.src.len() {
-            return false;
+    /// Searches from `position` to `search_end` and writes what it finds. Returns the position it came to.
+    ///
+    /// # Safety
+    ///
+    /// `window < position < search_end`, and `search_end` is at least READ_ROOM before the block's end and at most
+    /// FAR_MAX_DISTANCE behind `window`: so every place is at a distance of the format. Every place in `places` is less than
+    /// `position - window`.
+    #[inline(never)]
+    unsafe fn search(&mut self, places: &mut Places, window: usize, position: usize, search_end: usize) -> usize {
+        debug_assert!(window < position && position < search_end && search_end - window <= FAR_MAX_DISTANCE);
+        debug_assert!(search_end + READ_ROOM <= self.src.len());
+        debug_assert!(places.iter().all(|place| usize::from(*place) < position - window));
+        // SAFETY: the window starts within the block.
+        let base = unsafe { self.src.as_ptr().add(window) };
+        // From here on, positions count from the window's start; the anchor may be before it.
+        let base_len = self.src.len() - window;
+        let search_end = search_end - window;
+        let mut position = position - window;
+        let mut anchor = self.anchor.wrapping_sub(window);
+        let mut end = self.end;
+        'search: loop {
+            // The step depends on the literals before it, and stays the same up to `calm_end`.
+            let mut step = 1 + (position.wrapping_sub(anchor) >> SKIP_SHIFT);
+            let mut calm_end = search_end.min(anchor.wrapping_add(step << SKIP_SHIFT));
+            let (mut earlier, mut differing) = loop {
+                if position >= calm_end {
+                    if position >= search_end {
+                        break 'search;
+                    }
+                    step = 1 + (position.wrapping_sub(anchor) >> SKIP_SHIFT);
+                    calm_end = search_end.min(anchor.wrapping_add(step << SKIP_SHIFT));
+                }
+                // SAFETY: `position < search_end`, and every place is less than `position`.
+                let (earlier, differing) = unsafe { probe(places, base, position) };
+                if differing as u32 == 0 {
+                    break (earlier, differing);
+                }
+                position += step;
+            };
+            let literals = position.wrapping_sub(anchor);
+            // SAFETY: the literals end at `position`, READ_ROOM before the block's end. By the stream's invariant `room` has
+            // space for them and the match they lead to. Unless nothing is written, a match is the last instruction.
+            unsafe { end = put_literals(end, base.wrapping_add(anchor), literals, end == self.begin) };
+            loop {
+                let distance = position - earlier;
+                // SAFETY: `earlier < position < search_end`.
+                let length = unsafe { match_length(base, base_len, position, earlier, differing) };
+                // SAFETY: by the stream's invariant `room` has space for the match.
+                end = unsafe { put_match(end, distance, length) };
+                position += length;
+                anchor = position;
+                if position >= search_end {
+                    break 'search;
+                }
+                // SAFETY: `position < search_end`, and every place is less than `position`.
+                (earlier, differing) = unsafe { probe(places, base, position) };
+                if differing as u32 != 0 {
+                    position += 1;
+                    break;
+                }
+            }
         }
-        // SAFETY: what the two write, less overshoot, ends within 8 bytes of the bound just checked; a wide copy of
-        // literals overshoots by up to 15 more, and reads at most 15 bytes on from `position`, before the block's end.
-        unsafe {
-            self.put_literals(literals);
-            self.put_match(distance, length);
-        }
-        self.anchor = position + length;
-        true
+        self.anchor = anchor.wrapping_add(window);
+        self.end = end;
+        position + window
     }
 
     /// Covers the rest of the block with literals and ends the stream. Its length, if it is less than the block's.
     fn finish(mut self) -> Option<usize> {
         let literals = self.src.len() - self.anchor;
-        if self.length() == 0 || self.length() + literals + literals / 255 + END.len() >= self.src.len() {
+        if self.length() == 0 || self.length() + literals + END.len() >= self.src.len() {
             return None;
         }
-        // SAFETY: as the bound just checked is short by at most 3 (a run's own two bytes), both fit; `put_literals` copies
-        // exactly, since 16 bytes from `anchor` on may not exist.
+        // SAFETY: by the invariant `room` has space for the literals and the end marker, and a match is the last instruction.
+        // The copy is exact: 16 bytes from `anchor` on may not exist.
         unsafe {
             let from = self.src.as_ptr().add(self.anchor);
-            self.put_run_length(literals);
+            self.end = put_run_length(self.end, literals, false);
             self.end.copy_from_nonoverlapping(from, literals);
             self.end = self.end.add(literals);
             self.end.copy_from_nonoverlapping(END.as_ptr(), END.len());
@@ -267,111 +287,187 @@ impl<'a> Stream<'a> {
         }
         Some(self.length()).filter(|length| *length < self.src.len())
     }
+}
 
-    #[inline(always)]
-    unsafe fn put(&mut self, byte: u8) {
-        // SAFETY: the caller vouches for the room.
-        unsafe {
-            *self.end = byte;
-            self.end = self.end.add(1);
-        }
+/// The last place with the hash of the four bytes at `position`, which takes its stead; and in what the eight bytes there
+/// and here differ.
+///
+/// # Safety
+///
+/// Eight bytes are readable at `base + position`, and so at every place, as each is at most `position`.
+#[inline(always)]
+unsafe fn probe(places: &mut Places, base: *const u8, position: usize) -> (usize, u64) {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let word = load64(base.add(position));
+        let place = &mut places[hash(word as u32)];
+        let earlier = usize::from(*place);
+        *place = position as u16;
+        (earlier, word ^ load64(base.add(earlier)))
     }
+}
 
-    /// `count` literals from the anchor on: up to three in the match before, else as a run.
-    #[inline(always)]
-    unsafe fn put_literals(&mut self, count: usize) {
-        // SAFETY: the caller vouches for the room, and for 15 readable bytes behind the literals.
-        unsafe {
-            let from = self.src.as_ptr().add(self.anchor);
-            self.put_run_length(count);
-            if count <= 16 {
-                copy16(from, self.end);
-            } else {
-                let mut done = 0;
-                while done < count {
-                    copy16(from.add(done), self.end.add(done));
-                    done += 16;
-                }
-            }
-            self.end = self.end.add(count);
+/// How many bytes at `position` equal those at `earlier`, knowing in what the first eight differ.
+///
+/// # Safety
+///
+/// `base` has `len` readable bytes, `position` is READ_ROOM or more before their end, and `earlier < position`.
+#[inline(always)]
+unsafe fn match_length(base: *const u8, len: usize, position: usize, earlier: usize, differing: u64) -> usize {
+    // SAFETY: every load ends within `len`, and those at `earlier` end before those at `position`.
+    unsafe {
+        // The top bit changes no quotient, and tells the compiler that there is a bit: a choice then is cheaper than a jump.
+        let more = load64(base.add(position + 8)) ^ load64(base.add(earlier + 8));
+        let few_bits = (differing | 1 << 63).trailing_zeros();
+        let more_bits = 64 + (more | 1 << 63).trailing_zeros();
+        if differing | more != 0 {
+            return (select_unpredictable(differing == 0, more_bits, few_bits) / 8) as usize;
         }
-    }
-
-    #[inline(always)]
-    unsafe fn put_run_length(&mut self, count: usize) {
-        // SAFETY: the caller vouches for the room; without a first run there is a match, of two bytes or more, before.
-        unsafe {
-            if self.end == self.begin && count <= FIRST_RUN_MAX_LENGTH {
-                self.put((FIRST_RUN_BASE + count) as u8);
-            } else if count <= 3 {
-                *self.end.sub(2) |= count as u8;
-            } else if count <= RUN_MAX_LENGTH {
-                self.put((count - 3) as u8);
-            } else {
-                self.put(0);
-                self.put_extension(count - RUN_MAX_LENGTH);
+        let mut length = 16;
+        while position + length + 16 <= len {
+            let common = common16(base.add(position + length), base.add(earlier + length));
+            if common < 16 {
+                return length + common;
             }
+            length += 16;
         }
-    }
-
-    /// What a length exceeds its field by, at least 1.
-    #[inline(always)]
-    unsafe fn put_extension(&mut self, mut excess: usize) {
-        // SAFETY: the caller vouches for the room.
-        unsafe {
-            while excess > 255 {
-                self.put(0);
-                excess -= 255;
-            }
-            self.put(excess as u8);
+        while position + length < len && *base.add(position + length) == *base.add(earlier + length) {
+            length += 1;
         }
+        length
     }
+}
 
-    /// A match, in its shortest form, without trailing literals.
-    #[inline(always)]
-    unsafe fn put_match(&mut self, distance: usize, length: usize) {
-        // SAFETY: the caller vouches for the room.
-        unsafe {
-            if length <= NEAR_MAX_LENGTH && distance <= NEAR_MAX_DISTANCE {
-                let distance = distance - 1;
-                self.put(((length - 1) << 5 | (distance & 7) << 2) as u8);
-                self.put((distance >> 3) as u8);
-                return;
+/// Writes `count` literals: up to three into the match before, more as a run. `first` if nothing is written yet.
+///
+/// # Safety
+///
+/// There is room at `end` for them and their opcode, and 16 bytes of overshoot. 16 bytes at `from`, and 15 behind the
+/// literals, are readable. Unless `first`, a match ends at `end`.
+#[inline(always)]
+unsafe fn put_literals(end: *mut u8, from: *const u8, count: usize, first: bool) -> *mut u8 {
+    // SAFETY: as the caller vouches; the second last byte of a match holds the count of its trailing literals.
+    unsafe {
+        if count <= 16 && !first {
+            // How many is hard to predict, so both ways are taken: a count goes into the match, or an opcode before the run.
+            let run = count > 3;
+            *end.sub(2) |= select_unpredictable(run, 0, count as u8);
+            *end = (count as u8).wrapping_sub(3);
+            let to = end.add(usize::from(run));
+            copy16(from, to);
+            to.add(count)
+        } else {
+            let to = put_run_length(end, count, first);
+            for done in (0..count).step_by(16) {
+                copy16(from.add(done), to.add(done));
             }
-            let (marker, longest, distance) = if distance <= MIDDLE_MAX_DISTANCE {
-                (MIDDLE_MIN, MIDDLE_MAX_LENGTH, distance - 1)
-            } else {
-                let distance = distance - FAR_BASE;
-                (MATCH_MIN | (distance >> 11 & 8) as u8, FAR_MAX_LENGTH, distance)
-            };
-            if length <= longest {
-                self.put(marker | (length - 2) as u8);
-            } else {
-                self.put(marker);
-                self.put_extension(length - longest);
-            }
-            self.put((distance << 2) as u8);
-            self.put((distance >> 6) as u8);
+            to.add(count)
         }
     }
 }
 
-#[inline(always)]
-unsafe fn load32(from: *const u8) -> u32 {
-    // SAFETY: the caller vouches for four readable bytes.
-    u32::from_le(unsafe { from.cast::<u32>().read_unaligned() })
+/// Writes what says that `count` literals follow.
+///
+/// # Safety
+///
+/// There is room at `end` for `2 + count / 255` bytes. Unless `first`, a match ends at `end`.
+#[inline(never)]
+unsafe fn put_run_length(end: *mut u8, count: usize, first: bool) -> *mut u8 {
+    // SAFETY: as the caller vouches; the second last byte of a match holds the count of its trailing literals.
+    unsafe {
+        if first && count <= FIRST_RUN_MAX_LENGTH {
+            put(end, (FIRST_RUN_BASE + count) as u8)
+        } else if count <= 3 {
+            *end.sub(2) |= count as u8;
+            end
+        } else if count <= RUN_MAX_LENGTH {
+            put(end, (count - 3) as u8)
+        } else {
+            put_extension(put(end, 0), count - RUN_MAX_LENGTH)
+        }
+    }
 }
 
+/// Writes a match, in its shortest form, without trailing literals.
+///
+/// # Safety
+///
+/// There is room at `end` for `4 + length / 255` bytes.
 #[inline(always)]
-unsafe fn load64(from: *const u8) -> u64 {
-    // SAFETY: the caller vouches for eight readable bytes.
-    u64::from_le(unsafe { from.cast::<u64>().read_unaligned() })
+unsafe fn put_match(end: *mut u8, distance: usize, length: usize) -> *mut u8 {
+    debug_assert!((1..=FAR_MAX_DISTANCE).contains(&distance) && length >= 4);
+    if distance > MIDDLE_MAX_DISTANCE || length > MIDDLE_MAX_LENGTH + 255 {
+        // SAFETY: as the caller vouches.
+        return unsafe { put_long_match(end, distance, length) };
+    }
+    let operand = distance - 1;
+    let (code, size) = if length <= MIDDLE_MAX_LENGTH {
+        // Which of the two is hard to predict.
+        let near = length <= NEAR_MAX_LENGTH && distance <= NEAR_MAX_DISTANCE;
+        let near_code = (length - 1) << 5 | (operand & 7) << 2 | (operand >> 3) << 8;
+        let middle_code = (usize::from(MIDDLE_MIN) + length - 2) | operand << 10;
+        (select_unpredictable(near, near_code, middle_code), 3 - usize::from(near))
+    } else {
+        (usize::from(MIDDLE_MIN) | (length - MIDDLE_MAX_LENGTH) << 8 | operand << 18, 4)
+    };
+    // SAFETY: as the caller vouches.
+    unsafe {
+        store32(code as u32, end);
+        end.add(size)
+    }
 }
 
+/// [`put_match`] for what does not fit four bytes, or is far.
+///
+/// # Safety
+///
+/// There is room at `end` for `4 + length / 255` bytes.
+#[inline(never)]
+unsafe fn put_long_match(end: *mut u8, distance: usize, length: usize) -> *mut u8 {
+    let (marker, longest, operand) = if distance <= MIDDLE_MAX_DISTANCE {
+        (MIDDLE_MIN, MIDDLE_MAX_LENGTH, distance - 1)
+    } else {
+        let operand = distance - FAR_BASE;
+        (MATCH_MIN | (operand >> 11 & 8) as u8, FAR_MAX_LENGTH, operand)
+    };
+    // SAFETY: as the caller vouches.
+    unsafe {
+        let end = if length <= longest {
+            put(end, marker | (length - 2) as u8)
+        } else {
+            put_extension(put(end, marker), length - longest)
+        };
+        put(put(end, (operand << 2) as u8), (operand >> 6) as u8)
+    }
+}
+
+/// Writes what a length exceeds its field by, at least 1.
+///
+/// # Safety
+///
+/// There is room at `end` for `1 + excess / 255` bytes.
 #[inline(always)]
-unsafe fn copy16(from: *const u8, to: *mut u8) {
-    // SAFETY: the caller vouches for 16 readable and 16 writable bytes.
-    unsafe { to.cast::<u128>().write_unaligned(from.cast::<u128>().read_unaligned()) }
+unsafe fn put_extension(mut end: *mut u8, mut excess: usize) -> *mut u8 {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        while excess > 255 {
+            end = put(end, 0);
+            excess -= 255;
+        }
+        put(end, excess as u8)
+    }
+}
+
+/// # Safety
+///
+/// There is room at `end` for a byte.
+#[inline(always)]
+unsafe fn put(end: *mut u8, byte: u8) -> *mut u8 {
+    // SAFETY: as the caller vouches.
+    unsafe {
+        *end = byte;
+        end.add(1)
+    }
 }
 
 #[cfg(test)]

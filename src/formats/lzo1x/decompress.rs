@@ -5,12 +5,14 @@
 //! for the worst short instruction pair; whatever it does not like (an extension, a distance it cannot prove, little room
 //! left) it leaves untouched for the careful one. So the fast decoder can only be slow or right, never wrong in its own way.
 
+use std::hint::select_unpredictable;
 use std::ptr;
 
 use super::instruction::{
-    AFTER_RUN, FAR_BASE, FAR_MAX_LENGTH, FIRST_RUN_BASE, MATCH_MIN, MATCHES, MIDDLE_MAX_LENGTH, MIDDLE_MIN, NEAR_MIN,
-    RUN_MAX_LENGTH,
+    FAR_BASE, FAR_MAX_LENGTH, FIRST_RUN_BASE, MATCH_MIN, MATCHES, MIDDLE_MAX_LENGTH, MIDDLE_MIN, NEAR_MAX_DISTANCE,
+    NEAR_MIN, RUN_MAX_LENGTH,
 };
+use super::unaligned::{copy16, copy32, load32, load64, store32, store64};
 
 /// Why bytes are not an LZO1X stream of the expected size. `at` is the offset, in the compressed bytes, of the instruction
 /// that shows it.
@@ -38,7 +40,8 @@ pub enum DecompressError {
         /// How many bytes were decompressed before it.
         available: usize,
     },
-    /// The end marker carries a length no compressor writes.
+    /// The end marker carries a length other than 3, which no compressor writes. lzokay refuses it, too; the reference
+    /// library does not look.
     #[error("malformed end marker at byte {at} of the compressed data")]
     BadEndMarker {
         /// Offset of the end marker.
@@ -232,92 +235,109 @@ fn repeat(dst: &mut [u8], to: usize, distance: usize, length: usize) {
     }
 }
 
-/// Compressed bytes that must remain for the fast decoder to take a short literal run and a short match.
+/// Compressed bytes that must remain for the fast decoder to take an instruction.
 ///
-/// It reads 32 bytes behind a run's opcode; or, behind a run of at most 19 bytes, a match of 3 and four trailing literals.
-const READ_ROOM: usize = 40;
-/// Room that must remain in the block for the fast decoder to take a short literal run and a short match.
+/// A short run is copied as the 32 bytes behind its opcode. A match takes at most four bytes, and four more are copied as its
+/// trailing literals.
+const READ_ROOM: usize = 33;
+/// Room that must remain in the block for the fast decoder to take an instruction.
 ///
-/// A run is at most 18 bytes long. The match behind it is at most 33 long, copied as 48, and followed by four bytes of
-/// which at most three count.
-const WRITE_ROOM: usize = 18 + 48 + 4;
+/// A short run is copied as 32 bytes. A short match is at most 33 long and copied as at most 48, and its trailing literals
+/// are copied as four. What is longer is measured first; it then ends this far from the end, and overshoots by at most 31.
+const WRITE_ROOM: usize = 64;
 
 impl Block<'_> {
-    /// Decodes short instructions while there is room, and stops between two instructions.
+    /// Decodes common instructions while there is room, and stops between two instructions.
     #[inline(never)]
     fn run_fast(&mut self) {
-        if self.src.len() - self.read < READ_ROOM || self.dst.len() - self.written < WRITE_ROOM {
+        let (Some(read_last), Some(write_last)) =
+            (self.src.len().checked_sub(READ_ROOM), self.dst.len().checked_sub(WRITE_ROOM))
+        else {
             return;
-        }
+        };
         let src = self.src.as_ptr();
         let dst = self.dst.as_mut_ptr();
-        let read_last = self.src.len() - READ_ROOM;
-        let write_last = self.dst.len() - WRITE_ROOM;
         let mut read = self.read;
         let mut written = self.written;
         let mut literals = self.literals;
 
+        // All below rests on this: READ_ROOM bytes can be read at `read`, and WRITE_ROOM bytes written at `written`.
         while read <= read_last && written <= write_last {
-            // SAFETY: `read <= read_last`, so READ_ROOM bytes are readable.
-            let mut word = unsafe { load(src.add(read)) };
-            let mut index = (word & 0xff) as usize;
-            if index < MATCH_MIN as usize && literals != Literals::Few {
-                if literals == Literals::None {
-                    let (count, size) = if index != 0 {
-                        // SAFETY: 1 + 32 <= READ_ROOM and 32 <= WRITE_ROOM.
-                        unsafe {
-                            copy16(src.add(read + 1), dst.add(written));
-                            copy16(src.add(read + 17), dst.add(written + 16));
-                        }
-                        (index + 3, 1)
-                    } else {
-                        let extension = (word >> 8 & 0xff) as usize;
-                        let count = RUN_MAX_LENGTH + extension;
-                        // The copy below writes at most 31 bytes too many, within WRITE_ROOM and READ_ROOM.
-                        if extension == 0 || read + 2 + count > read_last || written + count > write_last {
-                            break;
-                        }
-                        let mut done = 0;
-                        while done < count {
-                            // SAFETY: `done + 32 <= count + 31`, and the room kept behind `count` is more than that.
-                            unsafe {
-                                copy16(src.add(read + 2 + done), dst.add(written + done));
-                                copy16(src.add(read + 18 + done), dst.add(written + done + 16));
-                            }
-                            done += 32;
-                        }
-                        (count, 2)
-                    };
-                    read += size + count;
-                    written += count;
-                    literals = Literals::Run;
-                    if size == 2 {
-                        continue;
+            // SAFETY: 4 <= READ_ROOM.
+            let word = unsafe { load32(src.add(read)) } as usize;
+            let code = word & 0xff;
+            let trailing;
+            if code >= usize::from(MATCH_MIN) {
+                let entry = &MATCHES[code];
+                let mut length = usize::from(entry.length);
+                if length != 0 {
+                    let operand = (word >> 8) as u16 & entry.mask;
+                    let distance = (u32::from(operand) << 3 >> entry.shift) as usize + usize::from(entry.base);
+                    if distance > written || distance == FAR_BASE {
+                        break;
                     }
-                    // SAFETY: a short run takes at most 19 of the READ_ROOM bytes.
-                    word = unsafe { load(src.add(read)) };
-                    index = (word & 0xff) as usize;
-                    if index < MATCH_MIN as usize {
-                        index += AFTER_RUN;
-                    }
+                    // SAFETY: `1 <= distance <= written`, and 48 <= WRITE_ROOM.
+                    unsafe { copy_short_match(dst.add(written), distance, length) };
+                    // The next instruction waits for these two: choices, since jumps here are hard to predict.
+                    let near = code >= usize::from(NEAR_MIN);
+                    trailing = select_unpredictable(near, word, word >> 8) & 3;
+                    read += select_unpredictable(near, 2, 3);
                 } else {
-                    index += AFTER_RUN;
+                    let middle = code >= usize::from(MIDDLE_MIN);
+                    let extension = word >> 8 & 0xff;
+                    let operand = word >> 16;
+                    let distance = (operand >> 2) + usize::from(entry.base);
+                    length = extension + if middle { MIDDLE_MAX_LENGTH } else { FAR_MAX_LENGTH };
+                    if extension == 0 || distance > written || distance == FAR_BASE || length > write_last - written {
+                        break;
+                    }
+                    // SAFETY: `1 <= distance <= written`; the match ends at `write_last`, 31 <= WRITE_ROOM before the end.
+                    unsafe { copy_long_match(dst.add(written), distance, length) };
+                    trailing = operand & 3;
+                    read += 4;
                 }
+                written += length;
+            } else if literals == Literals::None {
+                let extension = word >> 8 & 0xff;
+                if code != 0 {
+                    // SAFETY: 1 + 32 <= READ_ROOM and 32 <= WRITE_ROOM.
+                    unsafe { copy32(src.add(read + 1), dst.add(written)) };
+                    read += 1 + code + 3;
+                    written += code + 3;
+                } else {
+                    let count = RUN_MAX_LENGTH + extension;
+                    if extension == 0 || 2 + count > read_last - read || count > write_last - written {
+                        break;
+                    }
+                    for done in (0..count).step_by(32) {
+                        // SAFETY: the run ends at `read_last` and `write_last` at most, and the last step overshoots by at
+                        // most 31, which is less than READ_ROOM and WRITE_ROOM.
+                        unsafe { copy32(src.add(read + 2 + done), dst.add(written + done)) };
+                    }
+                    read += 2 + count;
+                    written += count;
+                }
+                literals = Literals::Run;
+                continue;
+            } else {
+                let (length, base) = if literals == Literals::Run { (3, NEAR_MAX_DISTANCE + 1) } else { (2, 1) };
+                let distance = (word >> 6 & 0x3fc) + (code >> 2) + base;
+                if distance > written {
+                    break;
+                }
+                // SAFETY: `1 <= distance <= written`, and 3 <= WRITE_ROOM. Byte by byte: the distance may be 1.
+                unsafe {
+                    let to = dst.add(written);
+                    for index in 0..3 {
+                        *to.add(index) = *to.add(index).sub(distance);
+                    }
+                }
+                trailing = code & 3;
+                read += 2;
+                written += length;
             }
-
-            let entry = &MATCHES[index];
-            let operand = (word >> 8) as u16 & entry.mask;
-            let distance = (u32::from(operand) << 3 >> entry.shift) as usize + usize::from(entry.base);
-            let length = usize::from(entry.length);
-            if distance > written || distance == FAR_BASE || length == 0 {
-                break;
-            }
-            let trailing = (word >> entry.literals_shift & 3) as usize;
-            // SAFETY: `distance <= written`; the room left behind `written` is at least 48 + 4 bytes.
-            unsafe { copy_match(dst.add(written), distance, length) };
-            read += usize::from(entry.size);
-            written += length;
-            // SAFETY: at most 19 + 3 bytes were taken of READ_ROOM, and 18 + 33 of WRITE_ROOM.
+            // SAFETY: at most four bytes were read, and 4 + 4 <= READ_ROOM; at most 33 were written behind the check, or
+            // `written <= write_last` holds still, and 33 + 4 <= WRITE_ROOM.
             unsafe { ptr::copy_nonoverlapping(src.add(read), dst.add(written), 4) };
             read += trailing;
             written += trailing;
@@ -330,59 +350,88 @@ impl Block<'_> {
     }
 }
 
+/// Writes `length <= 33` bytes at `to`, each a copy of the one `distance` before it, and overshoots up to 48.
+///
+/// Loads are no wider than need be: one that spans several recent stores waits for all of them to reach the cache.
+///
+/// # Safety
+///
+/// `distance` is at least 1 and as many bytes before `to` are readable; 48 from `to` on are writable.
 #[inline(always)]
-unsafe fn load(from: *const u8) -> u32 {
-    // SAFETY: the caller vouches for four readable bytes.
-    u32::from_le(unsafe { from.cast::<u32>().read_unaligned() })
-}
-
-#[inline(always)]
-unsafe fn copy16(from: *const u8, to: *mut u8) {
-    // SAFETY: the caller vouches for 16 bytes on either side; the value passes through a register, so they may overlap.
-    unsafe { to.cast::<u128>().write_unaligned(from.cast::<u128>().read_unaligned()) }
-}
-
-#[inline(always)]
-unsafe fn copy8(from: *const u8, to: *mut u8) {
-    // SAFETY: the caller vouches for 8 bytes on either side; the value passes through a register, so they may overlap.
-    unsafe { to.cast::<u64>().write_unaligned(from.cast::<u64>().read_unaligned()) }
-}
-
-/// Writes at least `length <= 33` bytes at `to`, each a copy of the one `distance` before it, and at most 48.
-#[inline(always)]
-unsafe fn copy_match(to: *mut u8, distance: usize, length: usize) {
-    // SAFETY: the caller vouches for `distance` bytes before `to` and 48 writable bytes from `to` on. No load reaches
-    // beyond what is then written: with a distance of at least the step, a step reads only bytes before its own.
+unsafe fn copy_short_match(to: *mut u8, distance: usize, length: usize) {
+    // SAFETY: nothing is loaded from beyond what its step has reached, as a step is never longer than the distance, and
+    // nothing stored from 48 on: the loops overshoot by at most 7.
     unsafe {
         let from = to.sub(distance);
-        if distance >= 16 {
+        if length <= 8 && distance >= 8 {
+            let tail = length.max(4) - 4;
+            let (first, second) = (load32(from), load32(from.add(tail)));
+            store32(first, to);
+            store32(second, to.add(tail));
+        } else if distance >= 16 {
             copy16(from, to);
-            copy16(from.add(16), to.add(16));
-            if length > 32 {
-                copy16(from.add(32), to.add(32));
-            }
-        } else if distance >= 8 {
-            copy8(from, to);
-            copy8(from.add(8), to.add(8));
-            let mut done = 16;
-            while done < length {
-                copy8(from.add(done), to.add(done));
-                done += 8;
+            if length > 16 {
+                copy16(from.add(16), to.add(16));
+                if length > 32 {
+                    copy16(from.add(32), to.add(32));
+                }
             }
         } else {
-            let (pattern, step) = pattern(from, distance);
-            let mut done = 0;
-            while done < length {
-                to.add(done).cast::<u64>().write_unaligned(pattern);
-                done += step;
+            copy_close(to, distance, length);
+        }
+    }
+}
+
+/// Writes `length` bytes at `to`, each a copy of the one `distance` before it, and overshoots by up to 31.
+///
+/// # Safety
+///
+/// `distance` is at least 1 and as many bytes before `to` are readable; `length + 31` from `to` on are writable.
+#[inline(always)]
+unsafe fn copy_long_match(to: *mut u8, distance: usize, length: usize) {
+    // SAFETY: a step is never longer than the distance, and overshoots by at most 31. Its two halves are copied one after
+    // the other, as the second may begin with what the first wrote.
+    unsafe {
+        if distance >= 16 {
+            let from = to.sub(distance);
+            for done in (0..length).step_by(32) {
+                copy16(from.add(done), to.add(done));
+                copy16(from.add(done + 16), to.add(done + 16));
+            }
+        } else {
+            copy_close(to, distance, length);
+        }
+    }
+}
+
+/// Writes `length` bytes at `to`, each a copy of the one `distance < 16` before it, and overshoots by up to 7.
+///
+/// # Safety
+///
+/// `distance` is at least 1 and as many bytes before `to` are readable; `length + 7`, and 8, from `to` on are writable.
+#[inline(always)]
+unsafe fn copy_close(to: *mut u8, distance: usize, length: usize) {
+    // SAFETY: the steps begin before `length` and store eight bytes. From a distance of 8, a step loads only what was there
+    // before it; below 8, the one load may reach up to seven bytes on from `to`, which are the block's, and ignores them.
+    unsafe {
+        let from = to.sub(distance);
+        if distance >= 8 {
+            for done in (0..length).step_by(8) {
+                store64(load64(from.add(done)), to.add(done));
+            }
+        } else {
+            let (pattern, step) = repeat_in_word(load64(from), distance);
+            for done in (0..length).step_by(step) {
+                store64(pattern, to.add(done));
             }
         }
     }
 }
 
-/// Eight bytes that repeat the `distance < 8` bytes at `from`, and how many of them are whole repetitions.
+/// The word's low `distance` bytes, 1 to 7, repeated; and how many of the eight are whole repetitions.
 #[inline(always)]
-unsafe fn pattern(from: *const u8, distance: usize) -> (u64, usize) {
+fn repeat_in_word(word: u64, distance: usize) -> (u64, usize) {
+    /// A one wherever a repetition begins.
     const ONES: [u64; 8] = {
         let mut ones = [0; 8];
         let mut distance = 1;
@@ -396,10 +445,8 @@ unsafe fn pattern(from: *const u8, distance: usize) -> (u64, usize) {
         }
         ones
     };
-    // SAFETY: the caller vouches for eight readable bytes: the distance's, and the ones about to be written.
-    let bytes = unsafe { u64::from_le(from.cast::<u64>().read_unaligned()) };
-    let unit = bytes & ((1 << (8 * distance)) - 1);
-    (unit.wrapping_mul(ONES[distance & 7]).to_le(), 8 - 8 % distance)
+    let unit = word & ((1 << (8 * distance)) - 1);
+    (unit.wrapping_mul(ONES[distance]), 8 - 8 % distance)
 }
 
 #[cfg(test)]

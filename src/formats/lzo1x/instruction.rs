@@ -48,69 +48,42 @@ pub(super) const NEAR_MIN: u8 = 0x40;
 /// The last instruction of every stream.
 pub(super) const END: [u8; 3] = [MATCH_MIN | 1, 0, 0];
 
-/// How a match instruction without an extension decodes, out of the opcode and the two bytes after it.
+/// How a match with an opcode of at least [`MATCH_MIN`] and without an extension decodes.
 ///
-/// With `operand` those two bytes, little-endian, the distance is `((operand & mask) << 3 >> shift) + base`, and the count
-/// of trailing literals is the two lowest bits of byte `size - 2` of the instruction.
+/// With `operand` the two bytes after the opcode, little-endian, the distance is `((operand & mask) << 3 >> shift) + base`.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))]
 pub(super) struct Match {
     /// Distance with all operand bits zero.
-    pub base: u16,
+    pub(super) base: u16,
     /// The distance's bits in the operand.
-    pub mask: u16,
-    /// Bytes to copy; 0 where an extension gives the length.
-    pub length: u8,
-    /// Bytes of the instruction before its trailing literals.
-    pub size: u8,
+    pub(super) mask: u16,
     /// Right shift that brings the operand to the distance's scale.
-    pub shift: u8,
-    /// Right shift that brings the trailing literals' count to the bottom of opcode and operand read as one word.
-    pub literals_shift: u8,
+    pub(super) shift: u8,
+    /// Bytes to copy; 0 where an extension gives the length.
+    pub(super) length: u8,
 }
 
-/// Index of the first of the sixteen entries for opcodes below 16 right after a literal run.
-pub(super) const AFTER_RUN: usize = 256;
-
-/// [`Match`] by opcode; then, from [`AFTER_RUN`], opcodes 0 to 15 once more for the place after a literal run.
-pub(super) static MATCHES: [Match; AFTER_RUN + 16] = {
-    let mut table = [Match { base: 0, mask: 0, length: 0, size: 0, shift: 0, literals_shift: 0 }; AFTER_RUN + 16];
-    let mut opcode = 0;
-    while opcode < AFTER_RUN {
-        let code = opcode as u8;
-        table[opcode] = if code < MATCH_MIN {
-            tiny(code, 2, 1)
-        } else if code < MIDDLE_MIN {
-            let high = (code as u16 & 8) << 11;
-            wide(FAR_BASE as u16 + high, code & 7)
+/// [`Match`] by opcode; nothing for those below [`MATCH_MIN`].
+pub(super) static MATCHES: [Match; 256] = {
+    let mut table = [Match { base: 0, mask: 0, shift: 0, length: 0 }; 256];
+    let mut code = MATCH_MIN;
+    loop {
+        table[code as usize] = if code < MIDDLE_MIN {
+            wide(FAR_BASE as u16 + ((code as u16 & 8) << 11), code & 7)
         } else if code < NEAR_MIN {
             wide(1, code & 31)
         } else {
-            Match {
-                base: 1 + ((code >> 2) & 7) as u16,
-                mask: 0xff,
-                length: (code >> 5) + 1,
-                size: 2,
-                shift: 0,
-                literals_shift: 0,
-            }
+            Match { base: 1 + ((code >> 2) & 7) as u16, mask: 0xff, shift: 0, length: (code >> 5) + 1 }
         };
-        opcode += 1;
+        if code == u8::MAX {
+            break table;
+        }
+        code += 1;
     }
-    while opcode < AFTER_RUN + 16 {
-        table[opcode] = tiny((opcode - AFTER_RUN) as u8, 3, NEAR_MAX_DISTANCE as u16 + 1);
-        opcode += 1;
-    }
-    table
 };
 
-/// The two-byte matches with an opcode below 16.
-const fn tiny(code: u8, length: u8, base: u16) -> Match {
-    Match { base: base + (code >> 2) as u16, mask: 0xff, length, size: 2, shift: 1, literals_shift: 0 }
-}
-
-/// The matches with a sixteen-bit operand.
+/// The matches with a sixteen-bit operand, whose length field is `field`.
 const fn wide(base: u16, field: u8) -> Match {
-    let length = if field == 0 { 0 } else { field + 2 };
-    Match { base, mask: 0xfffc, length, size: 3, shift: 5, literals_shift: 8 }
+    Match { base, mask: 0xfffc, shift: 5, length: if field == 0 { 0 } else { field + 2 } }
 }

@@ -9,6 +9,7 @@
 mod compress;
 mod decompress;
 mod instruction;
+mod unaligned;
 
 pub use compress::{Compressed, Compressor, Level};
 pub use decompress::{DecompressError, decompress};

@@ -52,7 +52,9 @@ pub(super) fn blocks() -> Vec<(String, Vec<u8>)> {
         blocks.push((format!("{length} of pages"), pages(&mut random, length)));
         blocks.push((format!("{length} of distant repeats"), repeats(&mut random, length)));
     }
-    blocks.push(("vector 13".to_owned(), (0..262_144).map(|index| (index % 251) as u8).collect()));
+    // Acceptance vector 13 of the WAL-E format: 300000 bytes, cut into two blocks.
+    blocks.push(("vector 13, first".to_owned(), (0..262_144).map(|index| (index % 251) as u8).collect()));
+    blocks.push(("vector 13, second".to_owned(), (262_144..300_000).map(|index| (index % 251) as u8).collect()));
     blocks
 }
 
