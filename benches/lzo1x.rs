@@ -126,6 +126,7 @@ fn best(values: &[f64]) -> f64 {
 
 fn bench_decompress(kind: &Kind, rounds: usize) {
     let plain_bytes = kind.blocks.iter().map(Vec::len).sum();
+    #[cfg_attr(not(feature = "bench-liblzo2"), allow(unused_mut))]
     let mut makers = vec![("ours", store(&kind.blocks, Level::Fast))];
     #[cfg(feature = "bench-liblzo2")]
     makers.insert(0, ("lzo1x_1", kind.blocks.iter().map(|block| reference::store(block)).collect()));

@@ -6,9 +6,7 @@ use sha2::{Digest, Sha256};
 use wal_eve::formats::backup_manifest::hex;
 use wal_eve::formats::lzop::{Deframer, LzopError};
 
-#[path = "support/places.rs"]
-#[allow(dead_code, reason = "of the places, only the fixtures are needed here")]
-mod places;
+mod support;
 
 fn decode(stream: &[u8]) -> Result<Vec<u8>, LzopError> {
     let mut deframer = Deframer::default();
@@ -26,7 +24,7 @@ fn decode(stream: &[u8]) -> Result<Vec<u8>, LzopError> {
 }
 
 fn fixture(name: &str) -> Vec<u8> {
-    std::fs::read(places::fixtures_dir().join("lzop").join(name)).unwrap()
+    std::fs::read(support::fixtures_dir().join("lzop").join(name)).unwrap()
 }
 
 #[test]

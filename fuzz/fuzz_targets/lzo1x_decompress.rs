@@ -12,8 +12,12 @@
 use std::io::Cursor;
 use std::panic::{catch_unwind, set_hook};
 
+#[path = "../../src/formats/lzo1x/mod.rs"]
+#[allow(dead_code, unreachable_pub, reason = "a target uses one direction")]
+mod lzo1x;
+
 use libfuzzer_sys::{Corpus, fuzz_target};
-use wal_eve::formats::lzo1x::{DecompressError, decompress};
+use lzo1x::{DecompressError, decompress};
 
 /// Zero bytes of a length multiply by 255; more plain bytes than this teach nothing and cost time.
 const MAX_PLAIN_BYTES: usize = 1 << 20;

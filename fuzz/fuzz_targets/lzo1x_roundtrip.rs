@@ -9,8 +9,12 @@
 
 #![no_main]
 
+#[path = "../../src/formats/lzo1x/mod.rs"]
+#[allow(dead_code, unreachable_pub, reason = "a target uses one direction")]
+mod lzo1x;
+
 use libfuzzer_sys::fuzz_target;
-use wal_eve::formats::lzo1x::{Compressed, Compressor, Level, decompress};
+use lzo1x::{Compressed, Compressor, Level, decompress};
 
 fuzz_target!(|input: &[u8]| {
     let Some((how, bytes)) = input.split_first() else { return };
