@@ -212,10 +212,13 @@ fn file_name(file: &Path) -> Result<&str> {
 
 fn explain_missing(failed: CommandError, file: &Path) -> CommandError {
     use crate::transfer::TransferError;
+    use std::io::ErrorKind as E;
     match failed {
-        CommandError::Transfer(TransferError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+        CommandError::Transfer(TransferError::File { source, .. })
+            if matches!(source.kind(), E::NotFound | E::NotADirectory | E::IsADirectory) =>
+        {
             CommandError::refused(format!("could not find file \"{}\" for wal-push", file.display()))
-                .with_detail(source.to_string())
+                .with_detail(format!("{source}."))
                 .with_hint("PostgreSQL's archive_command runs in the data directory; there use wal-eve wal-push %p.")
         }
         failed => failed,

@@ -26,7 +26,7 @@ pub struct Destination {
     pub tablespace_links: BTreeSet<PathBuf>,
     /// Members, relative to `root`, that go to another path: those that are published last.
     pub held_back: Vec<(PathBuf, PathBuf)>,
-    /// Members, relative to `root`, that are not extracted at all.
+    /// Members, relative to `root`, that are not extracted at all, nor is what lies below them.
     pub left_out: Vec<PathBuf>,
     /// Whether to give files to the owner that the tar names; only root can.
     pub restore_owner: bool,
@@ -85,7 +85,7 @@ impl Extraction<'_> {
             }
             MemberPath::Below(relative) => relative,
         };
-        if self.destination.left_out.contains(&relative) {
+        if self.destination.left_out.iter().any(|left_out| relative.starts_with(left_out)) {
             tracing::warn!(member = %relative.display(), url = self.url, "member left out: it would keep the server from starting");
             return Ok(());
         }
