@@ -75,7 +75,8 @@ pub fn run(args: &[OsString]) -> ExitStatus {
 
 /// Lets a test see what a panic ends the process with; release builds have no such switch.
 fn panic_if_asked(environment: &Environment, args: &[OsString]) {
-    if cfg!(debug_assertions) && environment.path("WAL_EVE_PANIC").is_some_and(|command| args.contains(&command.into())) {
+    if cfg!(debug_assertions) && environment.path("WAL_EVE_PANIC").is_some_and(|command| args.contains(&command.into()))
+    {
         panic!("asked for by WAL_EVE_PANIC");
     }
 }
