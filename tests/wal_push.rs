@@ -379,16 +379,13 @@ fn a_marker_answers_only_for_what_it_was_written_for() {
 fn a_marker_does_not_answer_for_the_same_bucket_at_another_endpoint() {
     let other = S3Server::start();
     other.create_bucket("b");
-    stale_at(&other);
-    fn stale_at(other: &S3Server) {
-        let site = Site::new();
-        site.wal.add_ready(1);
-        let path = site.wal.add_ready(2);
-        site.trusting().run(["wal-push", &format!("pg_wal/{}", segment_name(1))]).assert_success();
-        let elsewhere = WalEve::new(other.environment("s3://b/p")).current_dir(site.wal.data_directory());
-        elsewhere.run(["wal-push", "-p", "1", &path]).assert_success();
-        assert!(other.object("b", &key(2)).is_some(), "it was acknowledged and is not in this archive");
-    }
+    let site = Site::new();
+    site.wal.add_ready(1);
+    let path = site.wal.add_ready(2);
+    site.trusting().run(["wal-push", &format!("pg_wal/{}", segment_name(1))]).assert_success();
+    let elsewhere = WalEve::new(other.environment("s3://b/p")).current_dir(site.wal.data_directory());
+    elsewhere.run(["wal-push", "-p", "1", &path]).assert_success();
+    assert!(other.object("b", &key(2)).is_some(), "it was acknowledged and is not in this archive");
 }
 
 #[test]

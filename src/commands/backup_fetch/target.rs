@@ -94,7 +94,7 @@ impl Target {
                 Ok(None)
             }
             Err(damaged) => Err(CommandError::refused("the backup's global/pg_control is damaged")
-                .with_detail(format!("{damaged}."))
+                .with_detail(format!("The reason: {damaged}. {}", damaged.detail().unwrap_or_default()).trim_end())
                 .with_hint(
                     "It was torn when it was read, or the archive is damaged. Choose another backup with backup-list.",
                 )),
