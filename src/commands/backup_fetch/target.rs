@@ -38,6 +38,15 @@ impl Target {
         }
         if !root.join(JOURNAL_DIRECTORY).is_dir() {
             refuse_unless_free(&root, choice)?;
+        } else if data_directory::looks_finished(&root)? {
+            // killed after the last step: a server may have run here since
+            return Err(CommandError::refused(format!("\"{}\" holds a data directory already", root.display()))
+                .with_detail(format!(
+                    "An earlier restore into it is complete; it only could not remove \"{JOURNAL_DIRECTORY}\"."
+                ))
+                .with_hint(
+                    "Remove that directory and go on with what was restored, or restore into an empty directory.",
+                ));
         }
         if !root.exists()
             && *choice == TablespaceChoice::ExistingLinks
