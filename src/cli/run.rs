@@ -97,6 +97,7 @@ fn push(args: WalPushArgs, config: ArchiveConfig, environment: &Environment) -> 
         // WAL-E takes 0 for 1
         pool_size: NonZeroUsize::new(args.pool_size).unwrap_or(NonZeroUsize::MIN),
         level: level(&args.compression, environment)?,
+        endpoint: config.endpoint(),
     };
     if let Some(report) = already_pushed(|name| config.wal_url(name), &options) {
         tracing::debug!(?report, "answered from an earlier look-ahead");

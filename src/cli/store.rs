@@ -59,6 +59,12 @@ impl ArchiveConfig {
         }
     }
 
+    /// The S3 server that was chosen instead of AWS, if one was.
+    pub(super) fn endpoint(&self) -> String {
+        let endpoint = self.s3.as_ref().and_then(|options| options.endpoint.as_ref());
+        endpoint.map(ToString::to_string).unwrap_or_default()
+    }
+
     pub(super) fn open(self, policy: RetryPolicy, concurrency: NonZeroUsize) -> Archive {
         let layout = self.layout();
         let store = match self.s3 {

@@ -54,10 +54,12 @@ pub(super) async fn resolve(archive: &Archive, query: &str) -> Result<CompleteBa
         // of equally old ones the last; the store's clock decides, as names need not ascend after a failover
         return complete_backups(archive).await?.into_iter().max_by_key(|backup| backup.last_modified).ok_or_else(
             || {
-                CommandError::refused("no backups found for fetching").with_detail(format!(
-                    "No complete backup exists under \"{}\".",
-                    archive.store.url(&archive.layout.base_backups())
-                ))
+                CommandError::refused("no backups found for fetching")
+                    .with_detail(format!(
+                        "No complete backup exists under \"{}\".",
+                        archive.store.url(&archive.layout.base_backups())
+                    ))
+                    .with_hint("Is the prefix right? backup-push makes a backup; one that is being made shows when it is complete.")
             },
         );
     }
@@ -97,6 +99,12 @@ pub(super) async fn sentinel(archive: &Archive, name: &BackupName) -> Result<Sen
         .await?;
     Sentinel::from_json(&bytes).map_err(|failed| {
         CommandError::refused(format!("\"{}\" cannot be read", archive.store.url(&key)))
-            .with_detail(format!("{failed}."))
+            .with_detail(format!("{}.", chain(&failed)))
+            .with_hint("The sentinel is damaged or was written by something else. Choose another backup with backup-list, or restore the object from another copy of the archive.")
     })
+}
+
+/// An error and its sources in one line.
+fn chain(failed: &dyn std::error::Error) -> String {
+    failed.source().map_or_else(|| failed.to_string(), |source| format!("{failed}: {}", chain(source)))
 }

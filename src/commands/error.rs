@@ -89,7 +89,10 @@ impl CommandError {
         match self {
             Self::Refused { .. } => Kind::User,
             Self::File { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::AlreadyExists => Kind::User,
+                io::ErrorKind::NotFound
+                | io::ErrorKind::NotADirectory
+                | io::ErrorKind::PermissionDenied
+                | io::ErrorKind::AlreadyExists => Kind::User,
                 _ => Kind::Unexpected,
             },
             Self::Transfer(failed) => match failed.kind() {
@@ -122,10 +125,7 @@ impl CommandError {
             Self::Refused { hint, .. } => hint.clone(),
             Self::Pg(failed) => failed.hint().map(str::to_owned),
             Self::Transfer(failed) => failed.hint(),
-            Self::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Some("The disk is full. Free some space and run the same command again.".into())
-            }
-            Self::File { .. } => None,
+            Self::File { source, .. } => transfer::file_hint(source),
         }
     }
 }

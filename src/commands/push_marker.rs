@@ -20,7 +20,7 @@ use crate::transfer::wal_upload::Fingerprint;
 /// The record that a segment is durable in the archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PushMarker {
-    /// The object's whole address.
+    /// The object's whole address, and the server's where it is not the usual one.
     url: String,
     system_identifier: u64,
     name: String,

@@ -1,5 +1,6 @@
 //! `wal-fetch`: one file of the archive for PostgreSQL's recovery.
 
+use std::io;
 use std::path::PathBuf;
 
 use super::archive::Archive;
@@ -37,6 +38,11 @@ pub async fn wal_fetch(archive: &Archive, options: &WalFetchOptions) -> Result<F
     match download_wal(&*archive.store, &key, name.as_ref(), &options.destination).await {
         Ok(downloaded) => Ok(Fetched::Restored(downloaded)),
         Err(failed @ TransferError::Storage(_)) if failed.kind() == transfer::Kind::NotFound => Ok(Fetched::Absent),
+        Err(TransferError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            let destination = options.destination.display();
+            Err(CommandError::refused(format!("could not create a file beside \"{destination}\": {source}"))
+                .with_hint("PostgreSQL's restore_command runs in the data directory, which %p is relative to; there use wal-eve wal-fetch %f %p."))
+        }
         Err(failed) => Err(failed.into()),
     }
 }

@@ -35,6 +35,16 @@ pub struct WalPushOptions {
     pub pool_size: NonZeroUsize,
     /// How hard to compress.
     pub level: Level,
+    /// The server of the store, empty for the usual one: an object's address alone does not tell two servers apart that
+    /// have a bucket of the same name.
+    pub endpoint: String,
+}
+
+impl WalPushOptions {
+    /// What a marker calls the object at `url`.
+    fn marked_url(&self, url: &str) -> String {
+        if self.endpoint.is_empty() { url.to_owned() } else { format!("{url} at {}", self.endpoint) }
+    }
 }
 
 /// How the file that was asked for came to be in the archive.
@@ -62,7 +72,7 @@ pub fn already_pushed(url_of: impl Fn(&str) -> String, options: &WalPushOptions)
     let name = segment_name(&options.file)?;
     let markers = PushMarkers::of(directory_of(&options.file));
     let marker = markers.read(name)?;
-    let url = url_of(&name.to_string());
+    let url = options.marked_url(&url_of(&name.to_string()));
     let (size, mtime_ns) = wal_upload::size_and_mtime(&File::open(&options.file).ok()?).ok()?;
     if !marker.may_match(&url, size, mtime_ns) {
         return None;
@@ -148,9 +158,7 @@ async fn look_ahead(archive: &Archive, options: &WalPushOptions, done: &mut Vec<
     }
     // in the server's order, so that what is done is what it asks for next
     let mut pushes = Box::pin(
-        stream::iter(waiting)
-            .map(|name| push_ahead(archive, &directory, name, options.level, &markers))
-            .buffered(width),
+        stream::iter(waiting).map(|name| push_ahead(archive, &directory, name, options, &markers)).buffered(width),
     );
     while let Some(pushed) = pushes.next().await {
         match pushed {
@@ -165,12 +173,12 @@ async fn push_ahead(
     archive: &Archive,
     directory: &Path,
     name: SegmentName,
-    level: Level,
+    options: &WalPushOptions,
     markers: &PushMarkers,
 ) -> Result<Option<SegmentName>> {
     let path = directory.join(name.to_string());
     let key = archive.layout.wal(&name.to_string());
-    let url = archive.store.url(&key);
+    let url = options.marked_url(&archive.store.url(&key));
     let Ok((size, mtime_ns)) = File::open(&path).and_then(|file| wal_upload::size_and_mtime(&file)) else {
         // PostgreSQL says it is ready but it is gone; without a claim of ours the server itself reports it
         return Ok(None);
@@ -179,7 +187,7 @@ async fn push_ahead(
         return Ok(None);
     }
     let Some(identifier) = system_identifier(&path) else { return Ok(None) };
-    let (fingerprint, _) = upload_wal(&*archive.store, &key, &path, level).await?;
+    let (fingerprint, _) = upload_wal(&*archive.store, &key, &path, options.level).await?;
     record(markers, url, identifier, name, &fingerprint)?;
     Ok(Some(name))
 }
@@ -212,10 +220,13 @@ fn file_name(file: &Path) -> Result<&str> {
 
 fn explain_missing(failed: CommandError, file: &Path) -> CommandError {
     use crate::transfer::TransferError;
+    use std::io::ErrorKind as E;
     match failed {
-        CommandError::Transfer(TransferError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+        CommandError::Transfer(TransferError::File { source, .. })
+            if matches!(source.kind(), E::NotFound | E::NotADirectory | E::IsADirectory) =>
+        {
             CommandError::refused(format!("could not find file \"{}\" for wal-push", file.display()))
-                .with_detail(source.to_string())
+                .with_detail(format!("{source}."))
                 .with_hint("PostgreSQL's archive_command runs in the data directory; there use wal-eve wal-push %p.")
         }
         failed => failed,

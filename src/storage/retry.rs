@@ -20,7 +20,8 @@ use super::{Body, Kind, Object, ObjectHead, Page, Put, PutOptions, Result, Stora
 /// How often, how fast and how long. The defaults of [`RetryPolicy::default`] are given with each field.
 #[derive(Debug, Clone)]
 pub struct RetryPolicy {
-    /// Tries in a row without progress, the first one included. 10: with the waits below, about a minute.
+    /// Tries in a row without progress, the first one included. 10: with the waits below, about a minute. The largest
+    /// number leaves the end to the times below.
     pub attempts: NonZeroU32,
     /// The wait before the second try; doubled each time. 200 ms.
     pub first_delay: Duration,
@@ -145,8 +146,11 @@ impl Tries {
         if renew {
             tracing::warn!("{error}{place}: {cause}; reading the credentials again in {seconds:.1} s");
         } else {
-            let (next, of) = (self.unavailable + 1, self.policy.attempts);
-            tracing::warn!("{error}{place}: {cause}; try {next} of {of} in {seconds:.1} s");
+            let next = self.unavailable + 1;
+            // without a last try it is the time that ends them
+            let of = Some(self.policy.attempts).filter(|of| *of < NonZeroU32::MAX);
+            let of = of.map_or_else(String::new, |of| format!(" of {of}"));
+            tracing::warn!("{error}{place}: {cause}; try {next}{of} in {seconds:.1} s");
         }
         tokio::time::sleep(delay).await;
         if renew {
@@ -310,9 +314,10 @@ impl<S: Store> Reading<S> {
             Some(body) => body,
             None => body.insert(self.reopen().await?),
         };
-        let chunk = match body.next().await {
-            Some(chunk) => chunk?,
-            None => return Err(self.error(Kind::Unavailable, "the connection was closed early".into())),
+        let chunk = match tokio::time::timeout_at(self.tries.limit(), body.next()).await {
+            Err(_) => return Err(self.error(Kind::Unavailable, "the time allowed for it is over".into())),
+            Ok(Some(chunk)) => chunk?,
+            Ok(None) => return Err(self.error(Kind::Unavailable, "the connection was closed early".into())),
         };
         if chunk.len() as u64 > self.head.size - self.position {
             let source = format!("more than the {} bytes announced arrived", self.head.size);

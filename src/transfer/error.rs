@@ -122,6 +122,18 @@ pub enum UnsafeMember {
     },
 }
 
+/// What the user can do about a file that could not be read or written, if anything is known.
+pub(crate) fn file_hint(failed: &io::Error) -> Option<String> {
+    use io::ErrorKind as E;
+    let hint = match failed.kind() {
+        E::StorageFull | E::QuotaExceeded => "The disk is full. Free some space and run the same command again.",
+        E::ReadOnlyFilesystem => "The file system is mounted read-only.",
+        E::PermissionDenied => "Run the command as the user that owns the data directory.",
+        _ => return None,
+    };
+    Some(hint.into())
+}
+
 impl TransferError {
     pub(crate) fn file(verb: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
         let path = path.as_ref().to_owned();
@@ -137,6 +149,7 @@ impl TransferError {
                 storage::Kind::Credentials | storage::Kind::Denied | storage::Kind::Misconfigured => Kind::User,
                 storage::Kind::Other => Kind::Local,
             },
+            Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Kind::User,
             Self::File { .. } | Self::FileChanged(_) => Kind::Local,
             Self::Lzop { .. }
             | Self::NotTheSegment { .. }
@@ -174,11 +187,7 @@ impl TransferError {
                 path.display(),
                 source.size
             ),
-            Self::File { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull => "The disk is full. Free some space and run the same command again.".into(),
-                io::ErrorKind::PermissionDenied => "Run the command as the user that owns the data directory.".into(),
-                _ => return None,
-            },
+            Self::File { source, .. } => return file_hint(source),
             Self::UnsafeMember { .. } => "Nothing was written outside of the destination. The backup was not made by WAL-E or wal-eve, or was tampered with.".into(),
         })
     }

@@ -1,6 +1,7 @@
 //! A tar stream to files, safely: nothing is written outside of the destination, nor through a link that is no tablespace
 //! of the backup (`spec/wal-e-format.md` §5.4, RULE).
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions};
@@ -26,7 +27,7 @@ pub struct Destination {
     pub tablespace_links: BTreeSet<PathBuf>,
     /// Members, relative to `root`, that go to another path: those that are published last.
     pub held_back: Vec<(PathBuf, PathBuf)>,
-    /// Members, relative to `root`, that are not extracted at all.
+    /// Members, relative to `root`, that are not extracted at all, nor is what lies below them.
     pub left_out: Vec<PathBuf>,
     /// Whether to give files to the owner that the tar names; only root can.
     pub restore_owner: bool,
@@ -44,8 +45,14 @@ pub struct Extracted {
 /// Extracts the tar stream of the object at `url`. Files are not fsynced.
 pub fn extract(tar: impl Read, url: &str, destination: &Destination, progress: &Progress) -> Result<Extracted> {
     let mut archive = Archive::new(Counted { inner: tar, bytes: 0 });
-    let mut extraction =
-        Extraction { url, destination, progress, directories: HashSet::new(), done: Extracted::default() };
+    let mut extraction = Extraction {
+        url,
+        destination,
+        progress,
+        directories: HashSet::new(),
+        owners_refused: Cell::new(false),
+        done: Extracted::default(),
+    };
     // `entries` borrows the archive, and with it the counter, so damage is placed by what was extracted
     let damaged = |done: &Extracted, source| TransferError::Tar { url: url.to_owned(), offset: done.bytes, source };
     let entries = archive.entries().map_err(|failed| damaged(&Extracted::default(), failed))?;
@@ -69,6 +76,8 @@ struct Extraction<'a> {
     progress: &'a Progress,
     /// Directories below the root that are known to be real, relative to it.
     directories: HashSet<PathBuf>,
+    /// Whether it was said already that owners cannot be set.
+    owners_refused: Cell<bool>,
     done: Extracted,
 }
 
@@ -85,7 +94,7 @@ impl Extraction<'_> {
             }
             MemberPath::Below(relative) => relative,
         };
-        if self.destination.left_out.contains(&relative) {
+        if self.destination.left_out.iter().any(|left_out| relative.starts_with(left_out)) {
             tracing::warn!(member = %relative.display(), url = self.url, "member left out: it would keep the server from starting");
             return Ok(());
         }
@@ -261,8 +270,16 @@ impl Extraction<'_> {
         }
         let id = |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok());
         let header = entry.header();
-        std::os::unix::fs::lchown(target, id(header.uid()), id(header.gid()))
-            .map_err(TransferError::file("set the owner of", target))
+        match std::os::unix::fs::lchown(target, id(header.uid()), id(header.gid())) {
+            // root of a container that has no such user, or of a client that the file server does not take for root
+            Err(refused) if matches!(refused.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::PermissionDenied) => {
+                if !self.owners_refused.replace(true) {
+                    tracing::warn!(path = %target.display(), error = %refused, "files keep the owner that restores them");
+                }
+                Ok(())
+            }
+            set => set.map_err(TransferError::file("set the owner of", target)),
+        }
     }
 }
 

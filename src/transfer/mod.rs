@@ -13,6 +13,7 @@ pub mod upload;
 pub mod wal_download;
 pub mod wal_upload;
 
+pub(crate) use error::file_hint;
 pub use error::{Kind, TransferError};
 
 /// What every transfer returns.

@@ -14,17 +14,21 @@
 )]
 
 pub mod dir_tree;
+pub mod hand_made_backup;
 pub mod places;
 pub mod postgres;
 pub mod s3;
 pub mod tool;
 pub mod wal_e;
 pub mod wal_eve;
+pub mod wal_segment;
 
 pub use dir_tree::{TreeEntry, dir_tree};
+pub use hand_made_backup::{HandMadeBackup, RawMember};
 pub use places::{deps_dir, fixtures_dir, temp_dir, wal_eve_bin};
 pub use postgres::{Mode, PgBin, PgCluster, Postgres};
 pub use s3::S3Server;
 pub use tool::{Output, Running, Tool};
 pub use wal_e::WalE;
 pub use wal_eve::WalEve;
+pub use wal_segment::WalDirectory;

@@ -85,6 +85,13 @@ impl Journal {
         self.write(&record)
     }
 
+    /// Takes back that `partition` is extracted: what it held turned out to be unusable.
+    pub(super) fn forget(&self, partition: u32) -> Result<()> {
+        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
+        record.partitions_done.remove(&partition);
+        self.write(&record)
+    }
+
     fn write(&self, record: &Record) -> Result<()> {
         let write = || {
             let staged = StagedFile::create(&self.path)?;

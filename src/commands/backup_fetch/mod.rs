@@ -127,7 +127,18 @@ pub async fn backup_fetch(
         .try_fold(0, |sum, bytes| std::future::ready(Ok(sum + bytes)))
         .await?;
 
-    let next_steps = off_async(move || finish(&target, syncs)).await?;
+    let last = partitions.last().map(|part| part.number);
+    let next_steps = off_async(move || {
+        let finished = finish(&target, syncs);
+        if finished.is_err()
+            && let Some(last) = last
+        {
+            // the one with the control file: once the archive is mended, the same command has to fetch it again
+            journal.forget(last)?;
+        }
+        finished
+    })
+    .await?;
     Ok(BackupFetchReport { name, directory, bytes, resumed_partitions, next_steps })
 }
 

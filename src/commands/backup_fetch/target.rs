@@ -40,6 +40,15 @@ impl Target {
         let is_resumed = root.join(JOURNAL_DIRECTORY).is_dir();
         if !is_resumed {
             refuse_unless_free(&root)?;
+        } else if data_directory::looks_finished(&root)? {
+            // killed after the last step: a server may have run here since
+            return Err(CommandError::refused(format!("\"{}\" holds a data directory already", root.display()))
+                .with_detail(format!(
+                    "An earlier restore into it is complete; it only could not remove \"{JOURNAL_DIRECTORY}\"."
+                ))
+                .with_hint(
+                    "Remove that directory and go on with what was restored, or restore into an empty directory.",
+                ));
         }
         if !root.exists()
             && *choice == TablespaceChoice::ExistingLinks
@@ -101,7 +110,7 @@ impl Target {
                 Ok(None)
             }
             Err(damaged) => Err(CommandError::refused("the backup's global/pg_control is damaged")
-                .with_detail(format!("{damaged}."))
+                .with_detail(format!("The reason: {damaged}. {}", damaged.detail().unwrap_or_default()).trim_end())
                 .with_hint(
                     "It was torn when it was read, or the archive is damaged. Choose another backup with backup-list.",
                 )),

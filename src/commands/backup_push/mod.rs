@@ -97,7 +97,7 @@ impl<'a> Unfinished<'a> {
             let what = if complete { "a complete backup" } else { "an unfinished backup" };
             CommandError::refused(format!("{what} called {called} exists already"))
                 .with_detail(format!("Its objects are under \"{}\".", archive.store.url(&prefix)))
-                .with_hint("A standby's backups start at its last restartpoint, so wait for the next one (CHECKPOINT on the primary, then on the standby). An unfinished backup may also be another one that is running now; if none is, remove its objects.")
+                .with_hint("The backups of a standby start at its last restartpoint, those of a stopped cluster at its last checkpoint: until the next one (CHECKPOINT on the primary, then on the standby) they have the same name. An unfinished backup may also be another one that is running now; if none is, remove its objects.")
         };
         if !taken.objects.is_empty() {
             return Err(exists(taken.objects.iter().any(|row| archive.layout.sentinel_backup(&row.key).is_some())));
