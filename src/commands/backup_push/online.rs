@@ -23,8 +23,9 @@ use crate::transfer::partition_upload::PartitionContext;
 use crate::transfer::progress::Progress;
 use crate::transfer::rate_limit::RateLimit;
 
-/// How often to ask whether the WAL has arrived: S3 bills requests, and an archiver needs about a second anyway.
-const WAL_POLL: Duration = Duration::from_secs(2);
+/// How soon to ask whether the WAL has arrived, the first time and, after doubling, at most: an archiver that keeps up needs
+/// a fraction of a second, but S3 bills requests.
+const WAL_POLL: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
 
 /// How often to say what is waited for.
 const WAL_REPORT: Duration = Duration::from_secs(60);
@@ -168,6 +169,7 @@ fn label() -> String {
 async fn wait_for_wal(archive: &Archive, range: SegmentRange, limit: Duration) -> Result<()> {
     let began = Instant::now();
     let mut reported = began;
+    let [mut pause, longest_pause] = WAL_POLL;
     loop {
         let missing = wal_continuity::missing(archive, range).await?;
         let Some(next) = missing.first() else { return Ok(()) };
@@ -179,10 +181,11 @@ async fn wait_for_wal(archive: &Archive, range: SegmentRange, limit: Duration) -
                 ))
                 .with_hint("Check that archive_command archives to this very prefix, and see pg_stat_archiver and the server's log. On a standby the primary has to fill or switch the segment. --wal-timeout waits longer."));
         }
-        if reported.elapsed() >= WAL_REPORT || reported == began {
+        if reported.elapsed() >= WAL_REPORT || (reported == began && pause == longest_pause) {
             reported = Instant::now();
             tracing::info!(segment = %next, missing = missing.len(), "waiting for WAL to be archived");
         }
-        tokio::time::sleep(WAL_POLL).await;
+        tokio::time::sleep(pause).await;
+        pause = longest_pause.min(pause * 2);
     }
 }
