@@ -35,6 +35,12 @@ pub(super) fn text(report: &BackupFetchReport) -> String {
         }
         None => item("PG_VERSION could not be read: check that this is the cluster you meant".into()),
     }
+    if !steps.in_place_tablespaces.is_empty() {
+        item(format!(
+            "set allow_in_place_tablespaces = on, without which the server takes no directories in pg_tblspc for tablespaces: {}",
+            steps.in_place_tablespaces.join(", ")
+        ));
+    }
     if !steps.minimum_settings.is_empty() {
         let settings: Vec<String> =
             steps.minimum_settings.iter().map(|(name, value)| format!("{name} = {value}")).collect();

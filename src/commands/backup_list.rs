@@ -18,11 +18,12 @@ pub struct BackupListOptions {
 /// How many sentinels are read at once.
 const SENTINELS_IN_FLIGHT: usize = 8;
 
-/// Lists complete backups, in the store's order, which is that of their names.
+/// Lists complete backups, in the store's order, which is that of their names. A name that does not exist lists none, as in
+/// WAL-E, and is no error.
 pub async fn backup_list(archive: &Archive, options: &BackupListOptions) -> Result<Vec<CompleteBackup>> {
     let backups = match &options.query {
         None => backup_query::complete_backups(archive).await?,
-        Some(query) => vec![backup_query::resolve(archive, query).await?],
+        Some(query) => backup_query::find(archive, query).await?.into_iter().collect(),
     };
     if !options.detail {
         return Ok(backups);

@@ -9,6 +9,9 @@ use super::{CommandError, Result};
 use crate::formats::backup_name::BackupName;
 use crate::formats::sentinel::Sentinel;
 
+/// The query for the newest backup.
+const LATEST: &str = "LATEST";
+
 /// A complete backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CompleteBackup {
@@ -48,25 +51,16 @@ fn past_directory(prefix: &str, key: &str) -> String {
     }
 }
 
-/// The one backup that `query` names.
-pub(super) async fn resolve(archive: &Archive, query: &str) -> Result<CompleteBackup> {
-    if query == "LATEST" {
+/// The backup that `query` names, if it exists.
+pub(super) async fn find(archive: &Archive, query: &str) -> Result<Option<CompleteBackup>> {
+    if query == LATEST {
         // of equally old ones the last; the store's clock decides, as names need not ascend after a failover
-        return complete_backups(archive).await?.into_iter().max_by_key(|backup| backup.last_modified).ok_or_else(
-            || {
-                CommandError::refused("no backups found for fetching")
-                    .with_detail(format!(
-                        "No complete backup exists under \"{}\".",
-                        archive.store.url(&archive.layout.base_backups())
-                    ))
-                    .with_hint("Is the prefix right? backup-push makes a backup; one that is being made shows when it is complete.")
-            },
-        );
+        return Ok(complete_backups(archive).await?.into_iter().max_by_key(|backup| backup.last_modified));
     }
     let Ok(name) = query.parse::<BackupName>() else {
         let shape_is_right = query.get(..BackupName::LEN).is_some_and(|start| start.parse::<BackupName>().is_ok());
         if shape_is_right {
-            return Err(not_found(archive, query));
+            return Ok(None);
         }
         return Err(CommandError::refused("invalid backup query submitted")
             .with_detail(format!("The submitted query operator was \"{query}.\""))
@@ -74,17 +68,26 @@ pub(super) async fn resolve(archive: &Archive, query: &str) -> Result<CompleteBa
                 "Give LATEST or a whole name from backup-list, such as base_000000010000000000000002_00000040.",
             ));
     };
-    let found = complete_backups(archive).await?.into_iter().find(|backup| backup.name == name);
-    found.ok_or_else(|| not_found(archive, query))
+    Ok(complete_backups(archive).await?.into_iter().find(|backup| backup.name == name))
+}
+
+/// The one backup that `query` names.
+pub(super) async fn resolve(archive: &Archive, query: &str) -> Result<CompleteBackup> {
+    find(archive, query).await?.ok_or_else(|| not_found(archive, query))
 }
 
 fn not_found(archive: &Archive, query: &str) -> CommandError {
-    CommandError::refused(format!("there is no complete backup \"{query}\""))
-        .with_detail(format!(
-            "No such sentinel exists under \"{}\".",
-            archive.store.url(&archive.layout.base_backups())
-        ))
-        .with_hint("Use backup-list to see the names of the complete backups.")
+    let backups = archive.store.url(&archive.layout.base_backups());
+    match query {
+        LATEST => CommandError::refused("no backups found for fetching")
+            .with_detail(format!("No complete backup exists under \"{backups}\"."))
+            .with_hint(
+                "Is the prefix right? backup-push makes a backup; one that is being made shows when it is complete.",
+            ),
+        _ => CommandError::refused(format!("there is no complete backup \"{query}\""))
+            .with_detail(format!("No such sentinel exists under \"{backups}\"."))
+            .with_hint("Use backup-list to see the names of the complete backups."),
+    }
 }
 
 /// Reads a backup's sentinel.

@@ -35,21 +35,9 @@ impl ManifestWriter {
 
     /// One file. `path` is relative to the data directory; `mtime` in seconds since 1970.
     pub fn file(&mut self, path: &[u8], size: u64, mtime: u64, sha256: &[u8; 32]) -> String {
-        let mut text = String::from(if self.files == 0 { "\n" } else { ",\n" });
+        let separator = if self.files == 0 { "\n" } else { ",\n" };
         self.files += 1;
-        match std::str::from_utf8(path) {
-            Ok(path) => write!(text, "{{ \"Path\": {}", serde_json::Value::from(path)),
-            Err(_) => write!(text, "{{ \"Encoded-Path\": \"{}\"", hex(path)),
-        }
-        .expect("a String takes every write");
-        write!(
-            text,
-            ", \"Size\": {size}, \"Last-Modified\": \"{}\", \"Checksum-Algorithm\": \"SHA256\", \"Checksum\": \"{}\" }}",
-            gmt(mtime),
-            hex(sha256)
-        )
-        .expect("a String takes every write");
-        self.hashed(text)
+        self.hashed(format!("{separator}{}{}", entry_start(path), entry_end(size, mtime, sha256)))
     }
 
     /// The manifest's end.
@@ -66,6 +54,72 @@ impl ManifestWriter {
         self.hash.update(&text);
         text
     }
+}
+
+/// Gives a finished manifest another entry for one of its files, or none, as its lines pass by; the checksum follows.
+///
+/// It relies on what every writer of the format does: an entry stands on a line of its own, and so does the checksum.
+pub struct ManifestEditor {
+    start: String,
+    entry: Option<String>,
+    hash: Sha256,
+    /// Known to stay as it is only with the next line: the last entry has no comma.
+    held: String,
+}
+
+impl ManifestEditor {
+    /// For a file that was changed since; `mtime` in seconds since 1970.
+    pub fn replacing(path: &[u8], size: u64, mtime: u64, sha256: &[u8; 32]) -> Self {
+        let start = entry_start(path);
+        let entry = Some(format!("{start}{}", entry_end(size, mtime, sha256)));
+        Self { start, entry, hash: Sha256::default(), held: String::new() }
+    }
+
+    /// For a file that is not there any more.
+    pub fn removing(path: &[u8]) -> Self {
+        Self { start: entry_start(path), entry: None, hash: Sha256::default(), held: String::new() }
+    }
+
+    /// Takes a line with its end; gives the lines that are final. After the checksum's, the last, none is held back.
+    pub fn line(&mut self, line: &str) -> String {
+        if line.starts_with("\"Manifest-Checksum\"") {
+            let held = std::mem::take(&mut self.held);
+            self.hash.update(&held);
+            let checksum = hex(&std::mem::take(&mut self.hash).finalize());
+            return format!("{held}\"Manifest-Checksum\": \"{checksum}\"}}\n");
+        }
+        let mut line = line.to_owned();
+        if line.starts_with(&self.start) {
+            let end = if line.trim_end().ends_with(',') { ",\n" } else { "\n" };
+            match &self.entry {
+                Some(entry) => line = format!("{entry}{end}"),
+                None => {
+                    if end == "\n" && self.held.ends_with(",\n") {
+                        self.held.truncate(self.held.len() - 2);
+                        self.held.push('\n');
+                    }
+                    return String::new();
+                }
+            }
+        }
+        let passed = std::mem::replace(&mut self.held, line);
+        self.hash.update(&passed);
+        passed
+    }
+}
+
+fn entry_start(path: &[u8]) -> String {
+    match std::str::from_utf8(path) {
+        Ok(path) => format!("{{ \"Path\": {},", serde_json::Value::from(path)),
+        Err(_) => format!("{{ \"Encoded-Path\": \"{}\",", hex(path)),
+    }
+}
+
+fn entry_end(size: u64, mtime: u64, sha256: &[u8; 32]) -> String {
+    let (mtime, checksum) = (gmt(mtime), hex(sha256));
+    format!(
+        " \"Size\": {size}, \"Last-Modified\": \"{mtime}\", \"Checksum-Algorithm\": \"SHA256\", \"Checksum\": \"{checksum}\" }}"
+    )
 }
 
 fn gmt(seconds: u64) -> String {
@@ -101,6 +155,31 @@ mod tests {
         assert_eq!(json["WAL-Ranges"][0]["End-LSN"], "0/2000138");
         let (before, _) = text.split_once("\"Manifest-Checksum\"").unwrap();
         assert_eq!(json["Manifest-Checksum"], hex(&Sha256::digest(before)));
+    }
+
+    fn edited(text: &str, mut editor: ManifestEditor) -> String {
+        text.split_inclusive('\n').map(|line| editor.line(line)).collect()
+    }
+
+    #[test]
+    fn an_edited_manifest_is_the_one_written_so_in_the_first_place() {
+        let written = |files: &[(&str, u64)]| {
+            let mut writer = ManifestWriter::default();
+            let mut text = writer.begin();
+            for (path, size) in files {
+                text += &writer.file(path.as_bytes(), *size, 5, &[1; 32]);
+            }
+            text + &writer.finish(WalRange { timeline: 1, start: Lsn(0), end: Lsn(1) })
+        };
+        let all = written(&[("a", 1), ("b", 2), ("c", 3)]);
+        let replacing = |path: &str| ManifestEditor::replacing(path.as_bytes(), 9, 5, &[1; 32]);
+        assert_eq!(edited(&all, replacing("b")), written(&[("a", 1), ("b", 9), ("c", 3)]));
+        assert_eq!(edited(&all, replacing("c")), written(&[("a", 1), ("b", 2), ("c", 9)]));
+        assert_eq!(edited(&all, replacing("d")), all);
+        for (path, left) in [("a", [("b", 2), ("c", 3)]), ("b", [("a", 1), ("c", 3)]), ("c", [("a", 1), ("b", 2)])] {
+            assert_eq!(edited(&all, ManifestEditor::removing(path.as_bytes())), written(&left));
+        }
+        assert_eq!(edited(&written(&[("a", 1)]), ManifestEditor::removing(b"a")).lines().count(), 6);
     }
 
     #[test]

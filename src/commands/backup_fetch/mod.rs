@@ -5,6 +5,7 @@
 //! where its journal ends.
 
 mod journal;
+mod manifest;
 mod next_steps;
 mod partitions;
 mod tablespaces;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::tablespaces;
 use crate::pg::control_file::ControlFile;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::version::Major;
@@ -21,6 +22,8 @@ pub struct NextSteps {
     pub missing_config: Vec<&'static str>,
     /// Signal files that are.
     pub signal_files: Vec<&'static str>,
+    /// Tablespaces, by OID, that are directories in `pg_tblspc` and not links to elsewhere.
+    pub in_place_tablespaces: Vec<String>,
     /// Settings that a standby may not have lower than the source had, with their values there.
     pub minimum_settings: Vec<(&'static str, u32)>,
 }
@@ -41,6 +44,7 @@ impl NextSteps {
             major: DataDirectory::open(root).ok().map(|directory| directory.major()),
             missing_config: CONFIG_FILES.into_iter().filter(|name| !root.join(name).exists()).collect(),
             signal_files: SIGNAL_FILES.into_iter().filter(|name| root.join(name).exists()).collect(),
+            in_place_tablespaces: tablespaces::in_place(root),
             minimum_settings: settings.unwrap_or_default(),
         }
     }

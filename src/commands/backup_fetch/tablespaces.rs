@@ -5,14 +5,19 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use super::TablespaceChoice;
+use sha2::{Digest as _, Sha256};
+
+use super::{TablespaceChoice, manifest};
 use crate::commands::{CommandError, Result};
+use crate::formats::backup_manifest::ManifestEditor;
 use crate::formats::restore_spec::{RestoreSpec, SpecTablespace};
 use crate::pg::data_directory;
 use crate::pg::tablespace_map::TablespaceMap;
 
 const LINKS: &str = "pg_tblspc";
+const MAP: &str = "tablespace_map";
 
 /// Makes or checks the tablespaces' links; gives those that members may be written through, relative to `root`.
 pub(super) fn prepare(
@@ -98,14 +103,26 @@ fn existing_links(root: &Path) -> Result<BTreeSet<PathBuf>> {
     Ok(links)
 }
 
+/// The tablespaces that are directories of `pg_tblspc` itself, by OID. A server takes them only with
+/// `allow_in_place_tablespaces`.
+pub(super) fn in_place(root: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(root.join(LINKS)) else { return Vec::new() };
+    let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let names = directories.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<_> = names.filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())).collect();
+    names.sort_unstable();
+    names
+}
+
 fn is_link_to_directory(path: &Path) -> bool {
     path.is_symlink() && path.is_dir()
 }
 
 /// Points `tablespace_map` to the links that are really there, and drops real directories from it: the server would make
-/// the *original* links again when it first starts, into the live source's tablespaces if that is on the same host.
+/// the *original* links again when it first starts, into the live source's tablespaces if that is on the same host. The
+/// backup's manifest follows, so that `pg_verifybackup` finds what is there.
 pub(super) fn rewrite_map(root: &Path) -> Result<()> {
-    let path = root.join("tablespace_map");
+    let path = root.join(MAP);
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
         Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -113,8 +130,17 @@ pub(super) fn rewrite_map(root: &Path) -> Result<()> {
     };
     let relocated =
         TablespaceMap::parse(&bytes)?.relocated(|space| fs::read_link(root.join(LINKS).join(&space.oid_name)).ok());
+    let rewritten = relocated.to_bytes();
+    if rewritten == bytes {
+        return Ok(());
+    }
+    // the manifest first: an interruption in between is made good by the next run, which finds the map as it was
     if relocated.tablespaces.is_empty() {
+        manifest::edit(root, ManifestEditor::removing(MAP.as_bytes()))?;
         return fs::remove_file(&path).map_err(CommandError::file("remove", &path));
     }
-    fs::write(&path, relocated.to_bytes()).map_err(CommandError::file("write", &path))
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let sha256 = Sha256::digest(&rewritten).into();
+    manifest::edit(root, ManifestEditor::replacing(MAP.as_bytes(), rewritten.len() as u64, now, &sha256))?;
+    fs::write(&path, rewritten).map_err(CommandError::file("write", &path))
 }
