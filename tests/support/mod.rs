@@ -13,6 +13,7 @@
     reason = "compiled into many test programs, each of which uses a part; a test may panic"
 )]
 
+pub mod archive;
 pub mod dir_tree;
 pub mod places;
 pub mod postgres;
@@ -21,6 +22,7 @@ pub mod tool;
 pub mod wal_e;
 pub mod wal_eve;
 
+pub use archive::{Archive, Program};
 pub use dir_tree::{TreeEntry, dir_tree};
 pub use places::{deps_dir, fixtures_dir, temp_dir, wal_eve_bin};
 pub use postgres::{Mode, PgBin, PgCluster, Postgres};
