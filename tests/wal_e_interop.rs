@@ -37,7 +37,7 @@ fn archiving_cluster(major: u32, archive: &Archive, program: Program) -> (PgClus
 const ROWS: &str = "select (select count(*) from t), (select sum(n) from t), (select count(*) from in_ts)";
 
 /// What WAL-E's rules treat differently (`spec/wal-e-format.md` vectors 19 and 20), and names that need a long header.
-fn litter(data_dir: &Path, tablespace: &Path) {
+fn litter(data_dir: &Path, tablespace: &Path, small_files: usize) {
     let write = |path: &str, content: &str| {
         let path = data_dir.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -60,7 +60,7 @@ fn litter(data_dir: &Path, tablespace: &Path) {
     symlink("nowhere", data_dir.join("dangling")).unwrap();
     symlink("../PG_VERSION", data_dir.join("odd/link")).unwrap();
     symlink("n".repeat(150), data_dir.join("odd/long_link")).unwrap();
-    for number in 0..SMALL_FILES {
+    for number in 0..small_files {
         write(&format!("odd/many/{number}"), &number.to_string());
     }
     let version_directory = fs::read_dir(tablespace).unwrap().next().unwrap().unwrap().path();
@@ -233,10 +233,13 @@ fn our_sentinel_is_wal_es(archive: &Archive, source: &PgCluster, oid: &str) {
 
 fn restores_wal_es_backup(archive: &Archive) {
     let (source, oid) = archiving_cluster(11, archive, Program::WalE);
-    litter(source.data_dir(), &source.root().join("ts"));
+    // WAL-E makes each file durable by itself, so once will do.
+    let small_files = if archive.is_s3() { SMALL_FILES } else { 100 };
+    litter(source.data_dir(), &source.root().join("ts"), small_files);
     let wal_e = archive.wal_e_with(&source).timeout(LIMIT);
     wal_e.run(["backup-push", source.data_dir().to_str().unwrap()]).assert_success();
-    assert!(archive.keys_ending(".tar.lzo").len() > 1, "more than one partition");
+    let partitions = archive.keys_ending(".tar.lzo").len();
+    assert_eq!(partitions, if archive.is_s3() { 2 } else { 1 });
     let rows = source.psql(ROWS);
     source.psql("insert into t select n, 'after the backup' from generate_series(20001, 20100) n");
     let rows_after = source.psql(ROWS);
