@@ -49,12 +49,16 @@ fn fetch_backup(archive: &Archive, target: &Path, more: &[&str]) -> Output {
 fn restored(archive: &Archive, major: u32, more: &[&str]) -> PgCluster {
     let mut cluster = PgCluster::without_data(major);
     fetch_backup(archive, cluster.data_dir(), more);
+    configure_restored(archive, &mut cluster);
+    cluster
+}
+
+fn configure_restored(archive: &Archive, cluster: &mut PgCluster) {
     cluster.configure_connections();
     cluster.configure("fsync = off");
     cluster.configure("hot_standby = on");
     cluster.configure("archive_mode = off");
     cluster.configure_recovery(&archive.restore_command(Program::WalEve));
-    cluster
 }
 
 /// Recovers to the end of the archive and opens for writes.
@@ -165,17 +169,24 @@ fn wal_segments_of_other_sizes_are_archived_backed_up_and_replayed() {
         }
         source.switch_wal();
         push_backup(&archive, &source, &[]);
-        let name = archive.backups().remove(0);
-        let label = archive.keys_ending(".backup.lzo").remove(0);
-        let (segment, offset) = label.strip_prefix("wal_005/").unwrap().split_once('.').unwrap();
-        let offset = u64::from_str_radix(&offset[..8], 16).unwrap();
-        assert_eq!(name, format!("base_{segment}_{offset:08}"));
         insert(&source, 10_001, 11_000);
         let rows = source.psql(ROWS);
         archive.wait_for_wal(&source, &source.switch_wal());
         insert(&source, 11_001, 12_000);
         source.stop(Mode::Fast);
-        let copy = recovered(&archive, major, &[]);
+        let name = archive.backups().remove(0);
+        let label = archive.keys_ending(".backup.lzo").remove(0);
+        let (segment, offset) = label.strip_prefix("wal_005/").unwrap().split_once('.').unwrap();
+        let offset = u64::from_str_radix(&offset[..8], 16).unwrap();
+        assert_eq!(name, format!("base_{segment}_{offset:08}"));
+        let mut copy = PgCluster::without_data(major);
+        let told = fetch_backup(&archive, copy.data_dir(), &[]);
+        let told = format!("{}{}", told.stdout_text(), told.stderr_text());
+        assert_eq!(told.contains("min_wal_size = 128"), mib == 64, "{told}");
+        configure_restored(&archive, &mut copy);
+        copy.configure(&format!("min_wal_size = {}MB", mib * 2));
+        copy.set_recovery();
+        let copy = start_to_the_end(copy);
         assert!(copy.psql("select count(*) >= 11000 from t") == "t");
         assert_eq!(copy.psql(&format!("{ROWS} where n <= 11000")), rows);
     }
