@@ -13,6 +13,7 @@
     reason = "compiled into many test programs, each of which uses a part; a test may panic"
 )]
 
+pub mod archive;
 pub mod dir_tree;
 pub mod hand_made_backup;
 pub mod places;
@@ -23,6 +24,7 @@ pub mod wal_e;
 pub mod wal_eve;
 pub mod wal_segment;
 
+pub use archive::{Archive, Program};
 pub use dir_tree::{TreeEntry, dir_tree};
 pub use hand_made_backup::{HandMadeBackup, RawMember};
 pub use places::{deps_dir, fixtures_dir, temp_dir, wal_eve_bin};

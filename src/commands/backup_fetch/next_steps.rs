@@ -24,7 +24,8 @@ pub struct NextSteps {
     pub signal_files: Vec<&'static str>,
     /// Tablespaces, by OID, that are directories in `pg_tblspc` and not links to elsewhere.
     pub in_place_tablespaces: Vec<String>,
-    /// Settings that a standby may not have lower than the source had, with their values there.
+    /// Settings that a standby may not have lower than the source had, with their values there, and `min_wal_size` in MB
+    /// where its default is too low for the segments' size.
     pub minimum_settings: Vec<(&'static str, u32)>,
 }
 
@@ -37,6 +38,7 @@ impl NextSteps {
                 ("max_wal_senders", control.max_wal_senders),
                 ("max_prepared_transactions", Some(control.max_prepared_xacts)),
                 ("max_locks_per_transaction", Some(control.max_locks_per_xact)),
+                ("min_wal_size", minimum_wal_size(control)),
             ];
             of_old.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
         });
@@ -48,4 +50,11 @@ impl NextSteps {
             minimum_settings: settings.unwrap_or_default(),
         }
     }
+}
+
+/// A server does not start with less than two segments, which initdb had seen to in the source's postgresql.conf.
+fn minimum_wal_size(control: &ControlFile) -> Option<u32> {
+    const DEFAULT_MB: u64 = 80;
+    let needed = control.wal_segment_size.bytes() / (1 << 20) * 2;
+    u32::try_from(needed).ok().filter(|_| needed > DEFAULT_MB)
 }
