@@ -417,7 +417,9 @@ fn sigterm_keeps_its_default_action() {
 
 #[test]
 fn the_recovery_mode_is_the_data_directorys() {
-    let cases: &[(&str, &str, &[(&str, &str)], i32)] = &[
+    /// What it is, the contents of `PG_VERSION`, other files by name and contents, and the status in doubt.
+    type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)], i32);
+    let cases: &[Case] = &[
         ("nothing", "15", &[], 250),
         ("standby.signal", "15", &[("standby.signal", "")], 75),
         ("recovery.signal", "15", &[("recovery.signal", "")], 250),
