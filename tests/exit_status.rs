@@ -57,7 +57,7 @@ impl Site {
 }
 
 fn fetch_arguments() -> [&'static str; 5] {
-    ["wal-fetch", "--patience", "1", NAME, DESTINATION]
+    ["wal-fetch", "--patience", "2", NAME, DESTINATION]
 }
 
 #[track_caller]
@@ -147,12 +147,12 @@ const DOUBTS: &[Doubt] = &[
     ("a failing store", |site| faulty_fetch(site, What::internal_error()), &[KEY, "500 InternalError"]),
     (
         "a store that stalls before its answer",
-        |site| faulty_fetch(site, What::Delay(Duration::from_secs(9))),
+        |site| faulty_fetch(site, What::Delay(Duration::from_secs(30))),
         &[KEY, "time"],
     ),
     (
         "a store that stalls in the body",
-        |site| faulty_fetch(site, What::StallBody { after_bytes: 1000, pause: Duration::from_secs(9) }),
+        |site| faulty_fetch(site, What::StallBody { after_bytes: 1000, pause: Duration::from_secs(30) }),
         &[KEY, "time"],
     ),
     (
@@ -333,7 +333,7 @@ fn check_doubts(site: &Site, expected: i32) {
         let text = output.stderr_text();
         let unsaid: Vec<_> = fragments.iter().filter(|fragment| !text.contains(**fragment)).collect();
         let names = site.wal.names();
-        if output.code() != Some(expected) || !unsaid.is_empty() || !names.is_empty() || output.elapsed.as_secs() > 8 {
+        if output.code() != Some(expected) || !unsaid.is_empty() || !names.is_empty() || output.elapsed.as_secs() > 20 {
             wrong.push(format!(
                 "{what}: {} after {:?}, unsaid {unsaid:?}, in pg_wal {names:?}\n{text}",
                 output.status, output.elapsed
@@ -357,7 +357,7 @@ fn bare_arguments_that_name_no_destination_count_as_outside_of_standby_mode() {
 fn a_closed_stdout_or_stderr_changes_no_status() {
     let site = Site::new();
     let pushed = site.wal.add(9);
-    let none = "--patience 1 --on-outage retry 000000010000000000000008 pg_wal/RECOVERYXLOG";
+    let none = "--patience 10 --on-outage retry 000000010000000000000008 pg_wal/RECOVERYXLOG";
     // a warning is logged on the way to each of these
     let retried = || site.server.faults().add(When::any().once(), What::slow_down());
     for (arguments, expected) in [
@@ -417,7 +417,9 @@ fn sigterm_keeps_its_default_action() {
 
 #[test]
 fn the_recovery_mode_is_the_data_directorys() {
-    let cases: &[(&str, &str, &[(&str, &str)], i32)] = &[
+    /// What it is, the contents of `PG_VERSION`, other files by name and contents, and the status in doubt.
+    type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)], i32);
+    let cases: &[Case] = &[
         ("nothing", "15", &[], 250),
         ("standby.signal", "15", &[("standby.signal", "")], 75),
         ("recovery.signal", "15", &[("recovery.signal", "")], 250),
@@ -467,7 +469,7 @@ fn the_recovery_mode_is_the_data_directorys() {
 fn wal_push_is_0_only_for_bytes_that_are_in_the_archive() {
     let site = Site::new();
     let path = site.wal.add(9);
-    let push = || site.wal_eve().run(["wal-push", "--patience", "1", &path]);
+    let push = || site.wal_eve().run(["wal-push", "--patience", "2", &path]);
     push().assert_success();
     assert_eq!(push().assert_success().stderr_text(), "", "the same bytes again");
     fs::write(site.wal.file(&segment_name(9)), segment_of(1, 9)).unwrap();
@@ -486,7 +488,7 @@ fn wal_push_is_0_only_for_bytes_that_are_in_the_archive() {
 fn wal_push_tells_a_persons_error_from_an_outage_and_never_exceeds_125() {
     let site = Site::new();
     let path = site.wal.add(9);
-    let with = |name: &str, value: &str| site.wal_eve().env(name, value).run(["wal-push", "--patience", "1", &path]);
+    let with = |name: &str, value: &str| site.wal_eve().env(name, value).run(["wal-push", "--patience", "2", &path]);
     let faulty = |what: What| {
         site.server.faults().add(When::operation(Operation::PutObject), what);
         let output = with("UNUSED", "");
@@ -496,7 +498,7 @@ fn wal_push_tells_a_persons_error_from_an_outage_and_never_exceeds_125() {
     let object = "p/wal_005/000000010000000000000009.lzo";
     says(&with("WALE_S3_ENDPOINT", "http+path://127.0.0.1:1").assert_code(75), &[object, "refused"]);
     says(&faulty(What::slow_down()).assert_code(75), &[object, "503 SlowDown"]);
-    says(&faulty(What::Delay(Duration::from_secs(9))).assert_code(75), &[object, "time"]);
+    says(&faulty(What::Delay(Duration::from_secs(30))).assert_code(75), &[object, "time"]);
     says(&with("AWS_ACCESS_KEY_ID", "AKIAOTHER").assert_code(1), &[object, "AWS_ACCESS_KEY_ID"]);
     says(&with("AWS_SECRET_ACCESS_KEY", "wrong").assert_code(1), &[object, "AWS_SECRET_ACCESS_KEY"]);
     says(&faulty(What::access_denied()).assert_code(1), &[object, "s3:PutObject"]);
@@ -604,7 +606,7 @@ fn archived() -> Archived {
     copy.configure_connections();
     copy.configure("archive_mode = off");
     copy.configure("wal_retrieve_retry_interval = '100ms'");
-    copy.configure(&format!("restore_command = '{} wal-fetch --patience 1 %f %p'", wal_eve_bin().display()));
+    copy.configure(&format!("restore_command = '{} wal-fetch --patience 2 %f %p'", wal_eve_bin().display()));
     for (name, value) in site.server.environment("s3://b/q") {
         copy.env(&name, &value);
     }

@@ -257,3 +257,19 @@ fn print(text: &str) {
     let mut stdout = std::io::stdout().lock();
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_is_never_cut_short_by_a_number_of_tries() {
+        for patience in [WAL_PATIENCE, RECOVERY_PATIENCE] {
+            let policy = patient_for(patience);
+            assert_eq!((policy.total, policy.object_deadline), (Some(patience), patience));
+            // a refused connection takes no time, so the waits alone would have to fill it
+            let waits = policy.max_delay * policy.attempts.get().min(1000);
+            assert!(waits > 2 * patience);
+        }
+    }
+}

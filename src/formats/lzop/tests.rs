@@ -101,13 +101,16 @@ fn every_truncation_is_refused() {
 }
 
 #[test]
-fn every_flipped_bit_is_refused() {
-    let stream = encode(&b"WAL-E interop vector. ".repeat(40));
+fn every_flipped_bit_is_refused_or_changes_nothing() {
+    let plain = b"WAL-E interop vector. ".repeat(40);
+    let stream = encode(&plain);
     for at in 0..stream.len() {
         for bit in 0..8 {
             let mut damaged = stream.clone();
             damaged[at] ^= 1 << bit;
-            assert!(decode(&damaged, 1 << 20).is_err(), "accepted bit {bit} of byte {at}");
+            // a match may be taken from another repetition of the same text; only plain bytes have a checksum
+            let harmless = decode(&damaged, 1 << 20).map_or(true, |decoded| decoded == plain);
+            assert!(harmless, "accepted bit {bit} of byte {at}");
         }
     }
 }
