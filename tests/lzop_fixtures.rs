@@ -39,11 +39,14 @@ fn every_level_name_and_checksum_of_lzop_is_read() {
 }
 
 #[test]
-fn a_flipped_bit_anywhere_in_a_real_stream_is_noticed() {
+fn a_flipped_bit_anywhere_in_a_real_stream_is_refused_or_makes_no_difference() {
     let stream = fixture("level-9.lzo");
+    let plain = decode(&stream).unwrap();
     for at in (0..stream.len()).step_by(487) {
         let mut damaged = stream.clone();
         damaged[at] ^= 0x10;
-        assert!(decode(&damaged).is_err(), "byte {at}");
+        // a match may be sent to another copy of the same bytes: the checksum is of the plain ones
+        let decoded = decode(&damaged);
+        assert!(decoded.as_ref().is_ok_and(|same| *same == plain) || decoded.is_err(), "byte {at}");
     }
 }

@@ -75,7 +75,7 @@ impl Refusal {
             (code, _) if code.contains("Throttl") => Kind::Unavailable,
             (code, 403) if !code.starts_with("KMS.") => Kind::Denied,
             // Not S3's "no such key": something else answers at this address.
-            ("", 404) => Kind::Misconfigured,
+            ("", 404) | (_, 501) => Kind::Misconfigured,
             _ => Kind::Other,
         }
     }
@@ -117,7 +117,7 @@ impl Refusal {
                  (aws s3api restore-object), then try again."
                 .to_owned(),
             (_, 501) => "The server does not know something that the request asks for; servers without encryption \
-                 of their own refuse server-side encryption, which can be switched off."
+                 of their own refuse server-side encryption, which WALE_S3_SSE=none switches off."
                 .to_owned(),
             ("", 403 | 404 | 407) => {
                 "This is not how S3 answers: does the endpoint lead to an S3 server, and is there a \
@@ -325,7 +325,7 @@ mod tests {
             (409, "ConditionalRequestConflict", Kind::Unavailable),
             (400, "KMS.ThrottlingException", Kind::Unavailable),
             (400, "KMS.DisabledException", Kind::Other),
-            (501, "NotImplemented", Kind::Other),
+            (501, "NotImplemented", Kind::Misconfigured),
             (400, "InvalidRequest", Kind::Other),
             (507, "", Kind::Other),
         ] {
