@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use sha2::{Digest, Sha256};
-use wal_eve::formats::backup_manifest::hex;
+use wal_eve::formats::hex::hex;
 use wal_eve::formats::lzop::{Deframer, LzopError};
 
 mod support;

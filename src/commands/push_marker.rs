@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{CommandError, Result};
-use crate::formats::backup_manifest::hex;
+use crate::formats::hex::hex;
 use crate::formats::wal_name::SegmentName;
 use crate::fs::staged::StagedFile;
 use crate::transfer::wal_upload::Fingerprint;

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::decompress;
 use super::{Result, TransferError, cores, off_async};
-use crate::formats::backup_manifest::hex;
+use crate::formats::hex::hex;
 use crate::storage::{PutOptions, Store};
 
 /// The metadata under which the plain bytes' SHA-256 is kept, in lower-case hexadecimal.

@@ -1,0 +1,27 @@
+//! The line that tells of one file.
+
+use time::OffsetDateTime;
+use time::macros::format_description;
+
+use crate::formats::hex;
+
+pub(super) fn start(path: &[u8]) -> String {
+    match std::str::from_utf8(path) {
+        Ok(path) => format!("{{ \"Path\": {},", serde_json::Value::from(path)),
+        Err(_) => format!("{{ \"Encoded-Path\": \"{}\",", hex::hex(path)),
+    }
+}
+
+pub(super) fn end(size: u64, mtime: u64, sha256: &[u8; 32]) -> String {
+    let (mtime, checksum) = (gmt(mtime), hex::hex(sha256));
+    format!(
+        " \"Size\": {size}, \"Last-Modified\": \"{mtime}\", \"Checksum-Algorithm\": \"SHA256\", \"Checksum\": \"{checksum}\" }}"
+    )
+}
+
+fn gmt(seconds: u64) -> String {
+    let time = i64::try_from(seconds).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    time.unwrap_or(OffsetDateTime::UNIX_EPOCH)
+        .format(format_description!("[year]-[month]-[day] [hour]:[minute]:[second] GMT"))
+        .expect("every field of the format exists in a date with time")
+}
