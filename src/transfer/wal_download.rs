@@ -72,7 +72,6 @@ async fn attempt(store: &dyn Store, key: &str, name: Option<&WalName>, destinati
                 let destination = destination.to_owned();
                 Ok(off_async(move || write_block(&url, &block, begin, &staged, &start, &destination)))
             })
-            .map_ok(|write| async move { write.await })
             .try_buffer_unordered(cores()),
     );
     while writes.next().await.transpose()?.is_some() {}
