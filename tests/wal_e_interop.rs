@@ -171,8 +171,11 @@ fn recover(mut restored: PgCluster, archive: &Archive, program: Program) -> PgCl
     restored
 }
 
-/// What each object was stored with, by what it is.
-fn headers(server: &S3Server) -> BTreeMap<&'static str, BTreeSet<(Option<String>, Option<String>, Option<String>)>> {
+/// Content type, server-side encryption and storage class, by what the object is.
+type Headers = BTreeMap<&'static str, BTreeSet<(Option<String>, Option<String>, Option<String>)>>;
+
+/// What each object was stored with.
+fn headers(server: &S3Server) -> Headers {
     let mut headers = BTreeMap::<_, BTreeSet<_>>::new();
     for key in server.keys("b", "p/") {
         let what = match key.as_str() {
@@ -189,7 +192,7 @@ fn headers(server: &S3Server) -> BTreeMap<&'static str, BTreeSet<(Option<String>
 }
 
 /// WAL-E's (`spec/wal-e-format.md` §1.4 and §1.7).
-fn expected_headers() -> BTreeMap<&'static str, BTreeSet<(Option<String>, Option<String>, Option<String>)>> {
+fn expected_headers() -> Headers {
     let kinds = [
         ("sentinel", "application/json"),
         ("version", "text/plain"),
