@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 
 use super::progress::{Progress, Stage};
-use super::{Result, TransferError};
+use super::{Result, TransferError, cores, off_async};
 use crate::formats::lzop::{Block, Deframer, LzopError};
 use crate::storage::Body;
 
@@ -40,6 +40,25 @@ pub fn blocks(url: String, body: Body, progress: Option<Arc<Progress>>) -> impl 
             }
         }
     })
+}
+
+/// The plain bytes of `body`, block by block in order, decompressed on all cores.
+pub fn plain_blocks(
+    url: String,
+    body: Body,
+    progress: Option<Arc<Progress>>,
+) -> impl Stream<Item = Result<Vec<u8>>> + Send {
+    let decoded = url.clone();
+    blocks(url, body, progress)
+        .map_ok(move |block| {
+            let url = decoded.clone();
+            off_async(move || {
+                let mut plain = vec![0; block.plain_len()];
+                decode(&url, &block, &mut plain)?;
+                Result::Ok(plain)
+            })
+        })
+        .try_buffered(cores())
 }
 
 /// Decompresses `block` of the object at `url`.

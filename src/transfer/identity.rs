@@ -1,10 +1,10 @@
 //! Whether an object that is already there holds the same plain bytes.
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use sha2::{Digest, Sha256};
 
 use super::decompress;
-use super::{Result, TransferError, cores, off_async};
+use super::{Result, TransferError};
 use crate::formats::hex::hex;
 use crate::storage::{PutOptions, Store};
 
@@ -30,18 +30,7 @@ pub async fn holds(store: &dyn Store, key: &str, plain_sha256: &[u8; 32]) -> Res
     }
     let url = store.url(key);
     let object = store.get(key, 0, None).await?;
-    let mut plain = Box::pin(
-        decompress::blocks(url.clone(), object.body, None)
-            .map_ok(|block| {
-                let url = url.clone();
-                off_async(move || {
-                    let mut plain = vec![0; block.plain_len()];
-                    decompress::decode(&url, &block, &mut plain)?;
-                    Result::Ok(plain)
-                })
-            })
-            .try_buffered(cores()),
-    );
+    let mut plain = Box::pin(decompress::plain_blocks(url, object.body, None));
     let mut hash = Sha256::new();
     while let Some(block) = plain.next().await.transpose()? {
         hash.update(&block);

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::extract::{self, Destination, Extracted};
 use super::progress::{Progress, Stage};
-use super::{Result, cores, decompress, off_async};
+use super::{Result, decompress, off_async};
 use crate::storage::Store;
 
 /// How many decompressed blocks may wait for the disk.
@@ -34,18 +34,7 @@ pub async fn download_partition(
         move || extract::extract(BlockReader { receiver, block: Vec::new(), at: 0 }, &url, &destination, &progress)
     });
     let reader = async move {
-        let mut blocks = Box::pin(
-            decompress::blocks(url.clone(), body, Some(progress.clone()))
-                .map_ok(|block| {
-                    let url = url.clone();
-                    off_async(move || {
-                        let mut plain = vec![0; block.plain_len()];
-                        decompress::decode(&url, &block, &mut plain)?;
-                        Result::Ok(plain)
-                    })
-                })
-                .try_buffered(cores()),
-        );
+        let mut blocks = Box::pin(decompress::plain_blocks(url, body, Some(progress.clone())));
         let mut failure = None;
         // on to the stream's end, also past the tar's: a missing terminator or a later damaged block is damage
         while let Some(block) = blocks.next().await {

@@ -6,7 +6,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use super::{CommandError, ManifestSpool, Result};
+use super::manifest_spool::ManifestSpool;
+use super::{CommandError, Result};
 use crate::formats::backup_manifest::WalRange;
 use crate::pg::data_directory::DataDirectory;
 use crate::transfer::partition_upload::{ArchivedFile, Member, Source};

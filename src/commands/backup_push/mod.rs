@@ -9,6 +9,7 @@ mod last_partition;
 mod manifest_spool;
 mod offline;
 mod online;
+mod partitions;
 
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
@@ -18,7 +19,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 
-use self::manifest_spool::ManifestSpool;
 use super::archive::Archive;
 use super::{CommandError, Result};
 use crate::formats::backup_name::{BackupName, offset_text};

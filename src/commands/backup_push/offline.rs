@@ -8,19 +8,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::manifest_spool::ManifestSpool;
-use super::{
-    Archive, BackupPushOptions, BackupPushReport, CommandError, Result, Unfinished, files, last_partition, sentinel,
-};
+use super::partitions::Partitions;
+use super::{Archive, BackupPushOptions, BackupPushReport, CommandError, Result, Unfinished, files, sentinel};
 use crate::formats::backup_manifest::WalRange;
 use crate::formats::backup_name::BackupName;
 use crate::formats::wal_name::SegmentName;
 use crate::pg::control_file::ControlFile;
 use crate::pg::data_directory::{DataDirectory, Postmaster};
 use crate::pg::walk::{Walk, WalkOptions};
-use crate::transfer::partition_upload::PartitionContext;
 use crate::transfer::progress::Progress;
-use crate::transfer::rate_limit::RateLimit;
 
 pub(super) async fn backup_push(
     archive: &Archive,
@@ -38,19 +34,9 @@ pub(super) async fn backup_push(
     let backup = Unfinished::claim(archive, name, &format!("PostgreSQL {}", directory.major())).await?;
 
     let taken = async {
-        let spool =
-            Arc::new(ManifestSpool::create().map_err(CommandError::file("create a file in", std::env::temp_dir()))?);
-        let context = PartitionContext {
-            level: options.level,
-            rate_limit: options.read_rate_limit.map(|limit| Arc::new(RateLimit::new(limit.get()))),
-            progress: progress.clone(),
-            on_file: Arc::new({
-                let spool = spool.clone();
-                move |file| spool.add(&file)
-            }),
-        };
+        let partitions = Partitions::new(&backup, options, progress.clone())?;
         files::expect(progress.clone(), directory.clone(), walk_options).await;
-        let mut archived = files::archive(&backup, walk, &context, options.pool_size).await?;
+        let archived = partitions.store_files(walk).await?;
         let mut last = wal_files(&directory, &control)?;
         last.push(("global/pg_control".to_owned(), Bytes::from(control_bytes)));
         // a server that was started meanwhile has changed the files under the copy
@@ -58,15 +44,8 @@ pub(super) async fn backup_push(
         if now != control {
             return Err(CommandError::refused("the cluster was started while it was backed up offline"));
         }
-        let PartitionContext { level, rate_limit, progress, on_file } = context;
-        drop(on_file);
-        let spool = Arc::into_inner(spool).expect("every partition has been read and dropped its share");
         let wal = WalRange { timeline: control.timeline, start: control.redo, end: control.redo };
-        let members = last_partition::members(&directory, last, spool, wal)?;
-        let context = PartitionContext { level, rate_limit, progress, on_file: Arc::new(|_| Ok(())) };
-        archived.bytes += files::store(&backup, archived.partitions, members, &context).await?;
-        archived.partitions += 1;
-        Ok(archived)
+        partitions.store_last(archived, &directory, last, wal).await
     }
     .await;
     match taken {

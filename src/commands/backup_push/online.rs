@@ -5,10 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::manifest_spool::ManifestSpool;
-use super::{
-    Archive, BackupPushOptions, BackupPushReport, CommandError, Result, Unfinished, files, last_partition, sentinel,
-};
+use super::partitions::Partitions;
+use super::{Archive, BackupPushOptions, BackupPushReport, CommandError, Result, Unfinished, files, sentinel};
 use crate::commands::wal_continuity::{self, SegmentRange};
 use crate::formats::backup_manifest::WalRange;
 use crate::formats::backup_name::BackupName;
@@ -19,9 +17,7 @@ use crate::pg::finding::{Finding, Severity};
 use crate::pg::server::Server;
 use crate::pg::walk::{Walk, WalkOptions};
 use crate::transfer::off_async;
-use crate::transfer::partition_upload::PartitionContext;
 use crate::transfer::progress::Progress;
-use crate::transfer::rate_limit::RateLimit;
 
 /// How soon to ask whether the WAL has arrived, the first time and, after doubling, at most: an archiver that keeps up needs
 /// a fraction of a second, but S3 bills requests.
@@ -97,25 +93,15 @@ async fn copy(
         off_async(move || Walk::new(&directory, walk_options)).await?
     };
     let tablespaces = walk.tablespaces().to_vec();
-    let spool =
-        Arc::new(ManifestSpool::create().map_err(CommandError::file("create a file in", std::env::temp_dir()))?);
-    let context = PartitionContext {
-        level: options.level,
-        rate_limit: options.read_rate_limit.map(|limit| Arc::new(RateLimit::new(limit.get()))),
-        progress: progress.clone(),
-        on_file: Arc::new({
-            let spool = spool.clone();
-            move |file| spool.add(&file)
-        }),
-    };
-    let counting = files::expect(progress, directory.clone(), walk_options);
-    let (mut archived, ()) = {
-        let archiving = files::archive(backup, walk, &context, options.pool_size);
+    let partitions = Partitions::new(backup, options, progress.clone())?;
+    let archived = {
+        let counting = files::expect(progress, directory.clone(), walk_options);
+        let archiving = partitions.store_files(walk);
         futures::pin_mut!(counting, archiving);
         // the count is for show only, so the archiving does not wait for it
         match futures::future::select(archiving, counting).await {
-            futures::future::Either::Left((archived, _)) => (archived?, ()),
-            futures::future::Either::Right(((), archiving)) => (archiving.await?, ()),
+            futures::future::Either::Left((archived, _)) => archived?,
+            futures::future::Either::Right(((), archiving)) => archiving.await?,
         }
     };
     let control = {
@@ -130,14 +116,8 @@ async fn copy(
         last.push(("tablespace_map".to_owned(), Bytes::from(stop.tablespace_map.clone())));
     }
     last.push(("global/pg_control".to_owned(), Bytes::from(control)));
-    let PartitionContext { level, rate_limit, progress, on_file } = context;
-    drop(on_file);
-    let spool = Arc::into_inner(spool).expect("every partition has been read and dropped its share");
     let wal = WalRange { timeline: start.timeline, start: start.lsn, end: stop.lsn };
-    let members = last_partition::members(directory, last, spool, wal)?;
-    let context = PartitionContext { level, rate_limit, progress, on_file: Arc::new(|_| Ok(())) };
-    archived.bytes += files::store(backup, archived.partitions, members, &context).await?;
-    archived.partitions += 1;
+    let archived = partitions.store_last(archived, directory, last, wal).await?;
     Ok((stop, archived, tablespaces))
 }
 
