@@ -6,8 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use futures::{Stream, future, stream};
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt as _, future, stream};
 use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
 
 use super::compress::{CHUNK_SIZE, lzop_stream};
 use super::{Result, TransferError, identity, off_async, upload};
@@ -17,6 +19,8 @@ use crate::storage::{Put, Store};
 /// A file up to this size is read, hashed and compressed in memory in one pass; a larger one is hashed first and then read
 /// again, since its hash has to be known when a multipart upload begins.
 pub const IN_MEMORY_LIMIT_BYTES: u64 = 32 << 20;
+
+type ChunkStream = BoxStream<'static, Result<Bytes>>;
 
 /// A file as it was when it was archived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,14 +84,9 @@ pub async fn upload_wal(store: &dyn Store, key: &str, path: &Path, level: Level)
     .await?;
     let mtime_seconds = u64::try_from(mtime_ns / 1_000_000_000).unwrap_or_default();
     let (sha256, put) = if size <= IN_MEMORY_LIMIT_BYTES {
-        let plain = read_whole(file, size, path).await?;
-        let hashing = off_async({
-            let plain = plain.clone();
-            move || <[u8; 32]>::from(Sha256::digest(&plain))
-        });
-        let compressing = gather(lzop_stream(level, mode, mtime_seconds, chunks(plain)));
-        let (sha256, body) = future::join(hashing, compressing).await;
-        (sha256, store.put(key, body?, &identity::put_options(&sha256)).await?)
+        let (sha256, body) =
+            read_once(file, size, path, |plain| lzop_stream(level, mode, mtime_seconds, plain)).await?;
+        (sha256, store.put(key, body, &identity::put_options(&sha256)).await?)
     } else {
         let hashed = path.to_owned();
         let sha256 = off_async(move || fingerprint(&hashed)).await?.sha256;
@@ -104,23 +103,44 @@ pub async fn upload_wal(store: &dyn Store, key: &str, path: &Path, level: Level)
     Ok((Fingerprint { size, mtime_ns, sha256 }, outcome))
 }
 
-async fn read_whole(mut file: File, size: u64, path: &Path) -> Result<Bytes> {
+/// The file's hash and what `compress` makes of it. A few chunks of the file are in memory at a time: its whole would take
+/// longer to be given fresh memory for than to be read.
+async fn read_once<S>(
+    mut file: File,
+    size: u64,
+    path: &Path,
+    compress: impl FnOnce(ChunkStream) -> S,
+) -> Result<([u8; 32], Bytes)>
+where
+    S: Stream<Item = Result<Bytes>> + Send,
+{
+    let (sender, receiver) = mpsc::channel(1);
     let path = path.to_owned();
-    off_async(move || {
-        let mut plain = Vec::with_capacity(size as usize + 1);
-        let limit = IN_MEMORY_LIMIT_BYTES + 1;
-        (&mut file).take(limit).read_to_end(&mut plain).map_err(TransferError::file("read", &path))?;
-        if plain.len() as u64 != size {
-            return Err(TransferError::FileChanged(path));
+    let reading = off_async(move || {
+        let mut hash = Sha256::new();
+        let mut left = size;
+        loop {
+            let mut chunk = Vec::with_capacity(CHUNK_SIZE);
+            (&mut file).take(CHUNK_SIZE as u64).read_to_end(&mut chunk).map_err(TransferError::file("read", &path))?;
+            let is_last = chunk.len() < CHUNK_SIZE;
+            left = match left.checked_sub(chunk.len() as u64) {
+                Some(left) if left == 0 || !is_last => left,
+                _ => return Err(TransferError::FileChanged(path)),
+            };
+            let chunk = Bytes::from(chunk);
+            // refused when compressing has ended, which it does not before the last chunk
+            if !chunk.is_empty() && sender.blocking_send(Ok(chunk.clone())).is_err() {
+                return Err(TransferError::FileChanged(path));
+            }
+            hash.update(&chunk);
+            if is_last {
+                return Ok(hash.finalize().into());
+            }
         }
-        Ok(Bytes::from(plain))
-    })
-    .await
-}
-
-fn chunks(plain: Bytes) -> impl Stream<Item = Result<Bytes>> + Send {
-    let begins = (0..plain.len()).step_by(CHUNK_SIZE);
-    stream::iter(begins.map(move |begin| Ok(plain.slice(begin..plain.len().min(begin + CHUNK_SIZE)))))
+    });
+    let plain = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
+    let (sha256, body) = future::join(reading, gather(compress(plain.boxed()))).await;
+    Ok((sha256?, body?))
 }
 
 async fn gather(pieces: impl Stream<Item = Result<Bytes>> + Send) -> Result<Bytes> {
