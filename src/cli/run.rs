@@ -242,7 +242,12 @@ fn light_runtime() -> tokio::runtime::Runtime {
 }
 
 fn full_runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("the system gives a process threads")
+    // a partition keeps a thread for as long as it lasts, and its blocks need others
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(8192)
+        .build()
+        .expect("the system gives a process threads")
 }
 
 /// Runs `work` and leaves behind what it gave up: a read that hangs in a dead network filesystem must not hold the end up.

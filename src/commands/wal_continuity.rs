@@ -19,11 +19,13 @@ pub struct SegmentRange {
 }
 
 impl SegmentRange {
+    /// The names, each on the first timeline; none when the range is empty or impossible.
     fn names(self) -> impl Iterator<Item = SegmentName> {
-        let mut next = Some(self.first).filter(|first| *first <= self.last);
+        let last = self.last.number(self.size);
+        let mut next = Some(self.first).filter(|first| first.number(self.size) <= last);
         std::iter::from_fn(move || {
             let name = next?;
-            next = name.next(self.size).filter(|name| *name <= self.last);
+            next = name.next(self.size).filter(|name| name.number(self.size) <= last);
             Some(name)
         })
     }
@@ -36,13 +38,19 @@ impl SegmentRange {
     }
 }
 
-/// The segments of `range` that the archive does not hold, in order.
+/// The segments of `range` that the archive does not hold, in order. Where the cluster went from one timeline to another
+/// meanwhile, a segment may be there on any timeline from the first's to the last's.
 pub async fn missing(archive: &Archive, range: SegmentRange) -> Result<Vec<SegmentName>> {
     let prefix = format!("{}{}", archive.layout.wal_directory(), range.common_prefix());
     let listed = list_all(&*archive.store, &prefix).await?;
-    let there: BTreeSet<SegmentName> =
-        listed.iter().filter_map(|row| archive.layout.wal_file_name(&row.key)?.parse().ok()).collect();
-    Ok(range.names().filter(|name| !there.contains(name)).collect())
+    let timelines = range.first.timeline()..=range.last.timeline();
+    let there: BTreeSet<u64> = listed
+        .iter()
+        .filter_map(|row| archive.layout.wal_file_name(&row.key)?.parse::<SegmentName>().ok())
+        .filter(|name| timelines.contains(&name.timeline()))
+        .filter_map(|name| name.number(range.size))
+        .collect();
+    Ok(range.names().filter(|name| name.number(range.size).is_none_or(|number| !there.contains(&number))).collect())
 }
 
 #[cfg(test)]
@@ -68,6 +76,13 @@ mod tests {
             ]
         );
         assert_eq!(across.common_prefix(), "000000010000000");
+        let timelines = range("0000000100000000000000FE", "000000020000000000000100");
+        assert_eq!(timelines.names().count(), 0, "no such segment at 16 MiB");
+        assert_eq!(
+            range("0000000100000000000000FE", "000000020000000100000000").names().count(),
+            3,
+            "a change of timeline"
+        );
         assert_eq!(range("000000010000000000000002", "000000010000000000000001").names().count(), 0);
         assert_eq!(range("000000010000000000000002", "000000010000000000000002").names().count(), 1);
     }

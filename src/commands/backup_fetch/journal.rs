@@ -3,7 +3,7 @@
 //! What was written survives the death of the process but, not being fsynced before the end, not that of the machine. So
 //! the journal carries the boot's identity and counts for nothing after another boot.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,10 @@ struct Record {
     backup: String,
     prefix: String,
     boot_id: String,
+    /// The sentinel's text: a backup that was removed and taken again under the same name is another one.
+    sentinel: String,
+    /// The tablespaces' links and where they lead.
+    links: BTreeMap<PathBuf, PathBuf>,
     partitions_done: BTreeSet<u32>,
 }
 
@@ -36,7 +40,13 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Opens the journal in `directory`, which is made if it is not there. A journal of another backup is refused.
-    pub(super) fn open(directory: PathBuf, name: &BackupName, prefix: &str) -> Result<Self> {
+    pub(super) fn open(
+        directory: PathBuf,
+        name: &BackupName,
+        prefix: &str,
+        sentinel: &str,
+        links: BTreeMap<PathBuf, PathBuf>,
+    ) -> Result<Self> {
         match fs::create_dir(&directory) {
             Err(exists) if exists.kind() == io::ErrorKind::AlreadyExists => {}
             made => made.map_err(CommandError::file("create directory", &directory))?,
@@ -44,8 +54,14 @@ impl Journal {
         let lock = lock(&directory)?;
         let path = directory.join(FILE);
         let boot_id = boot_id();
-        let fresh =
-            Record { backup: name.to_string(), prefix: prefix.to_owned(), boot_id, partitions_done: BTreeSet::new() };
+        let fresh = Record {
+            backup: name.to_string(),
+            prefix: prefix.to_owned(),
+            boot_id,
+            sentinel: sentinel.to_owned(),
+            links,
+            partitions_done: BTreeSet::new(),
+        };
         let found = match fs::read(&path) {
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => None,
             read => serde_json::from_slice::<Record>(&read.map_err(CommandError::file("read", &path))?).ok(),
@@ -58,6 +74,15 @@ impl Journal {
                 ))
                 .with_detail(format!("It is of {} from \"{}\".", found.backup, found.prefix))
                 .with_hint("Finish that restore with the same command as before, or empty the data directory."));
+            }
+            Some(found) if found.sentinel != fresh.sentinel => {
+                tracing::warn!("the backup was taken anew since this restore was interrupted: starting it over");
+                fresh
+            }
+            Some(found) if found.links != fresh.links => {
+                return Err(CommandError::refused("the tablespaces' links have changed since this restore was interrupted")
+                    .with_detail(format!("They were {}, and are {}.", listed(&found.links), listed(&fresh.links)))
+                    .with_hint("What was restored already went to the old places. Make the links as they were, or empty the data directory and start over."));
             }
             Some(found) if found.boot_id == fresh.boot_id && !found.boot_id.is_empty() => {
                 tracing::info!(partitions = found.partitions_done.len(), "taking up an interrupted restore");
@@ -85,10 +110,10 @@ impl Journal {
         self.write(&record)
     }
 
-    /// Takes back that `partition` is extracted: what it held turned out to be unusable.
-    pub(super) fn forget(&self, partition: u32) -> Result<()> {
+    /// Takes back that these partitions are extracted: what they held turned out to be unusable.
+    pub(super) fn forget(&self, unusable: impl Fn(u32) -> bool) -> Result<()> {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-        record.partitions_done.remove(&partition);
+        record.partitions_done.retain(|partition| !unusable(*partition));
         self.write(&record)
     }
 
@@ -102,6 +127,12 @@ impl Journal {
         let _ = &self.lock;
         write().map_err(CommandError::file("write", &self.path))
     }
+}
+
+fn listed(links: &BTreeMap<PathBuf, PathBuf>) -> String {
+    let links: Vec<_> =
+        links.iter().map(|(link, place)| format!("{} -> {}", link.display(), place.display())).collect();
+    if links.is_empty() { "none".into() } else { links.join(", ") }
 }
 
 /// Two restores into one directory would each overwrite what the other has checked.
@@ -131,29 +162,47 @@ mod tests {
         "base_000000010000000000000002_00000040".parse().unwrap()
     }
 
+    fn open(at: &Path, prefix: &str, sentinel: &str, links: &[(&str, &str)]) -> Result<Journal> {
+        let links = links.iter().map(|(link, place)| (PathBuf::from(link), PathBuf::from(place))).collect();
+        Journal::open(at.to_owned(), &name(), prefix, sentinel, links)
+    }
+
+    #[test]
+    fn a_changed_link_is_refused_and_a_changed_backup_started_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let links = [("pg_tblspc/1", "/a")];
+        let first = open(directory.path(), "p", "s", &links).unwrap();
+        first.record(0).unwrap();
+        drop(first);
+        assert!(open(directory.path(), "p", "s", &[("pg_tblspc/1", "/b")]).is_err());
+        assert!(open(directory.path(), "p", "s", &[]).is_err());
+        assert!(open(directory.path(), "p", "s", &links).unwrap().is_done(0));
+        assert!(!open(directory.path(), "p", "another", &links).unwrap().is_done(0));
+    }
+
     #[test]
     fn what_was_done_is_known_to_the_next_run() {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path().join("j");
-        let first = Journal::open(at.clone(), &name(), "s3://b/p/").unwrap();
+        let first = open(&at, "s3://b/p/", "s", &[]).unwrap();
         first.record(3).unwrap();
-        assert!(Journal::open(at.clone(), &name(), "s3://b/p/").is_err(), "locked");
+        assert!(open(&at, "s3://b/p/", "s", &[]).is_err(), "locked");
         drop(first);
-        let second = Journal::open(at.clone(), &name(), "s3://b/p/").unwrap();
+        let second = open(&at, "s3://b/p/", "s", &[]).unwrap();
         assert!(second.is_done(3) && !second.is_done(2));
         drop(second);
-        assert!(Journal::open(at, &name(), "s3://b/other/").is_err(), "another archive");
+        assert!(open(&at, "s3://b/other/", "s", &[]).is_err(), "another archive");
     }
 
     #[test]
     fn nothing_is_believed_after_another_boot() {
         let directory = tempfile::tempdir().unwrap();
-        let first = Journal::open(directory.path().into(), &name(), "p").unwrap();
+        let first = open(directory.path(), "p", "s", &[]).unwrap();
         first.record(3).unwrap();
         drop(first);
         let path = directory.path().join(FILE);
         let text = fs::read_to_string(&path).unwrap().replace(&boot_id(), "another");
         fs::write(&path, text).unwrap();
-        assert!(!Journal::open(directory.path().into(), &name(), "p").unwrap().is_done(3));
+        assert!(!open(directory.path(), "p", "s", &[]).unwrap().is_done(3));
     }
 }

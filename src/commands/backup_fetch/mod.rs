@@ -99,7 +99,8 @@ pub async fn backup_fetch(
     let prepared = {
         let (directory, name, choice) = (directory.clone(), name.clone(), options.tablespaces.clone());
         let prefix = archive.store.url(archive.layout.prefix());
-        off_async(move || prepare(directory, &name, &prefix, &choice, spec.as_ref())).await?
+        let sentinel = sentinel.to_json();
+        off_async(move || prepare(directory, &name, &prefix, &sentinel, &choice, spec.as_ref())).await?
     };
     let (target, journal, syncs) = prepared;
     let destination = Arc::new(target.destination());
@@ -129,17 +130,7 @@ pub async fn backup_fetch(
         .await?;
 
     let last = partitions.last().map(|part| part.number);
-    let next_steps = off_async(move || {
-        let finished = finish(&target, syncs);
-        if finished.is_err()
-            && let Some(last) = last
-        {
-            // the one with the control file: once the archive is mended, the same command has to fetch it again
-            journal.forget(last)?;
-        }
-        finished
-    })
-    .await?;
+    let next_steps = off_async(move || finish(&target, syncs, &journal, last)).await?;
     Ok(BackupFetchReport { name, directory, bytes, resumed_partitions, next_steps })
 }
 
@@ -186,13 +177,15 @@ fn prepare(
     directory: PathBuf,
     name: &BackupName,
     prefix: &str,
+    sentinel: &str,
     choice: &TablespaceChoice,
     spec: Option<&RestoreSpec>,
 ) -> Result<Prepared> {
     let target = Target::open(directory, choice, spec)?;
     // before the journal, so that a refusal leaves an empty directory empty
     let links = tablespaces::prepare(target.root(), choice, spec, target.is_resumed())?;
-    let journal = Journal::open(target.journal_directory(), name, prefix)?;
+    let places = links.iter().map(|link| (link.clone(), fs::read_link(target.root().join(link)).unwrap_or_default()));
+    let journal = Journal::open(target.journal_directory(), name, prefix, sentinel, places.collect())?;
     // opened before the first write, so that a failed write is reported at the end
     let places = std::iter::once(target.root().to_owned()).chain(links.iter().map(|link| target.root().join(link)));
     let syncs = places
@@ -202,11 +195,25 @@ fn prepare(
 }
 
 /// Makes everything durable, then, last of all, the control file appear.
-fn finish(target: &Target, syncs: Vec<FilesystemSync>) -> Result<NextSteps> {
-    let control = target.held_back_control_file()?;
-    tablespaces::rewrite_map(target.root())?;
+fn finish(target: &Target, syncs: Vec<FilesystemSync>, journal: &Journal, last: Option<u32>) -> Result<NextSteps> {
+    let checked = target.held_back_control_file().and_then(|control| {
+        tablespaces::rewrite_map(target.root())?;
+        Ok(control)
+    });
+    let control = match (checked, last) {
+        (Err(failed), Some(last)) => {
+            // the one with the control file: once the archive is mended, the same command has to fetch it again
+            journal.forget(|partition| partition == last)?;
+            return Err(failed);
+        }
+        (checked, _) => checked?,
+    };
     for sync in syncs {
-        sync.finish().map_err(CommandError::file("make durable what lies under", target.root()))?;
+        if let Err(failed) = sync.finish() {
+            // the kernel tells of a failed write once: any of the files may be bad, and no later sync would say so
+            journal.forget(|_| true)?;
+            return Err(CommandError::file("make durable what lies under", target.root())(failed));
+        }
     }
     target.publish_control_file()?;
     let next_steps = NextSteps::of(target.root(), &control);
@@ -219,14 +226,19 @@ async fn check_wal(archive: &Archive, name: &BackupName, sentinel: &Sentinel, al
     let Ok(last) = sentinel.stop_segment.parse::<SegmentName>() else { return Ok(()) };
     // WAL-E's offline backups need no WAL to be consistent, and their names may be wrong (§4.9)
     let offline = last == name.segment() && sentinel.stop_offset == name.offset();
-    if offline || last.timeline() != name.segment().timeline() {
+    if offline {
         return Ok(());
     }
     let first = name.segment();
     let key = archive.layout.wal(&first.to_string());
-    let missing = match wal_download::segment_size(&*archive.store, &key, first).await? {
-        Some(size) => wal_continuity::missing(archive, SegmentRange { first, last, size }).await?,
-        None => vec![first],
+    let missing = match wal_download::segment_size(&*archive.store, &key, first).await {
+        Ok(Some(size)) => wal_continuity::missing(archive, SegmentRange { first, last, size }).await?,
+        Ok(None) => vec![first],
+        Err(failed) if allow_missing => {
+            tracing::warn!(segment = %first, error = %failed, "the first segment that the backup needs cannot be read");
+            return Ok(());
+        }
+        Err(failed) => return Err(failed.into()),
     };
     let Some(example) = missing.first() else { return Ok(()) };
     let message = format!("the archive lacks {} of the WAL segments that backup {name} needs", missing.len());

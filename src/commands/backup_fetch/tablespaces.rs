@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -13,6 +13,7 @@ use super::{TablespaceChoice, manifest};
 use crate::commands::{CommandError, Result};
 use crate::formats::backup_manifest::ManifestEditor;
 use crate::formats::restore_spec::{RestoreSpec, SpecTablespace};
+use crate::fs::staged::StagedFile;
 use crate::pg::data_directory;
 use crate::pg::tablespace_map::TablespaceMap;
 
@@ -142,5 +143,10 @@ pub(super) fn rewrite_map(root: &Path) -> Result<()> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let sha256 = Sha256::digest(&rewritten).into();
     manifest::edit(root, ManifestEditor::replacing(MAP.as_bytes(), rewritten.len() as u64, now, &sha256))?;
-    fs::write(&path, rewritten).map_err(CommandError::file("write", &path))
+    let write = || {
+        let staged = StagedFile::create(&path)?;
+        staged.file().write_all(&rewritten)?;
+        staged.publish()
+    };
+    write().map_err(CommandError::file("write", &path))
 }

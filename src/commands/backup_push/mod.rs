@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::TryStreamExt as _;
 use serde_json::Value;
 
 use super::archive::Archive;
@@ -115,8 +116,18 @@ impl<'a> Unfinished<'a> {
 
     /// Stores a small object; whether it, and no other, is there now.
     async fn put(&self, key: &str, body: Bytes, content_type: &'static str) -> Result<bool> {
-        let put = self.archive.store.put(key, body, &self.put_options(content_type)).await?;
-        self.is_own(key, put).await
+        let put = self.archive.store.put(key, body.clone(), &self.put_options(content_type)).await?;
+        if self.is_own(key, put).await? {
+            return Ok(true);
+        }
+        // a store without metadata cannot tell, but the bytes can: a sentinel or a claim of another backup differs
+        let there = self.archive.store.get(key, 0, None).await?;
+        if !there.head.metadata.is_empty() {
+            return Ok(false);
+        }
+        let there: Vec<Bytes> = there.body.try_collect().await?;
+        let there = there.concat();
+        Ok(content_type == "application/json" && there == body)
     }
 
     /// Whether what is at `key` after `put` is this backup's own. An upload whose answer got lost finds itself there when it
@@ -135,7 +146,11 @@ impl<'a> Unfinished<'a> {
     async fn discard(self) {
         let remove = async {
             for row in crate::storage::list_all(&*self.archive.store, &self.archive.layout.backup(&self.name)).await? {
-                self.archive.store.delete(&row.key).await?;
+                // on a server without conditional writes another backup of the same name may have stored its own
+                let head = self.archive.store.head(&row.key).await?;
+                if head.metadata(BACKUP_ID_METADATA).is_none_or(|id| id == self.id) {
+                    self.archive.store.delete(&row.key).await?;
+                }
             }
             crate::storage::Result::Ok(())
         };

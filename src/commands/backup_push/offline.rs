@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::partitions::Partitions;
 use super::{Archive, BackupPushOptions, BackupPushReport, CommandError, Result, Unfinished, files, sentinel};
+use crate::commands::wal_continuity::{self, SegmentRange};
 use crate::formats::backup_manifest::WalRange;
 use crate::formats::backup_name::BackupName;
 use crate::formats::wal_name::SegmentName;
@@ -37,7 +38,7 @@ pub(super) async fn backup_push(
         let partitions = Partitions::new(&backup, options, progress.clone())?;
         files::expect(progress.clone(), directory.clone(), walk_options).await;
         let archived = partitions.store_files(walk).await?;
-        let mut last = wal_files(&directory, &control)?;
+        let mut last = wal_files(archive, &directory, &control).await?;
         last.push(("global/pg_control".to_owned(), Bytes::from(control_bytes)));
         // a server that was started meanwhile has changed the files under the copy
         let (now, _) = check_stopped(&directory)?;
@@ -82,21 +83,37 @@ fn check_stopped(directory: &DataDirectory) -> Result<(ControlFile, Vec<u8>)> {
     Ok((control, bytes))
 }
 
-/// The segments from the last checkpoint to where the cluster became consistent, as members of the log's directory.
-fn wal_files(directory: &DataDirectory, control: &ControlFile) -> Result<Vec<(String, Bytes)>> {
+/// The segments from the last checkpoint to where the cluster became consistent, as members of the log's directory. Those
+/// that are not there any more have to be in the archive.
+async fn wal_files(
+    archive: &Archive,
+    directory: &DataDirectory,
+    control: &ControlFile,
+) -> Result<Vec<(String, Bytes)>> {
     let size = control.wal_segment_size;
+    let first = SegmentName::containing(control.timeline, control.redo, size);
     let last = SegmentName::containing(control.timeline, control.checkpoint.max(control.min_recovery_point), size);
-    let mut next = Some(SegmentName::containing(control.timeline, control.redo, size));
     let mut files = Vec::new();
+    let mut next = Some(first);
     while let Some(segment) = next.filter(|segment| *segment <= last) {
         let path = directory.wal_directory().join(segment.to_string());
         match std::fs::read(&path) {
             Ok(contents) => {
                 files.push((format!("{}/{segment}", directory.major().wal_directory()), Bytes::from(contents)))
             }
-            Err(failed) if files.is_empty() => return Err(CommandError::file("read", &path)(failed)),
             Err(failed) => {
-                tracing::warn!(segment = %segment, error = %failed, "WAL that the server needs to start is not in the backup")
+                let missing =
+                    wal_continuity::missing(archive, SegmentRange { first: segment, last: segment, size }).await?;
+                if !missing.is_empty() {
+                    return Err(CommandError::refused(format!(
+                        "segment {segment}, which the server needs to start, is not there"
+                    ))
+                    .with_detail(format!(
+                        "It is not in the archive, and \"{}\" cannot be read: {failed}.",
+                        path.display()
+                    ))
+                    .with_hint("Start the server, stop it again and repeat the backup, or back it up online."));
+                }
             }
         }
         next = segment.next(size);

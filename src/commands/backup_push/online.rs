@@ -15,6 +15,7 @@ use crate::pg::connection_settings::ConnectionSettings;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::finding::{Finding, Severity};
 use crate::pg::server::Server;
+use crate::pg::tablespace::Tablespace;
 use crate::pg::walk::{Walk, WalkOptions};
 use crate::transfer::off_async;
 use crate::transfer::progress::Progress;
@@ -52,8 +53,7 @@ pub(super) async fn backup_push(
     let taken = {
         let taken = async {
             let (stop, archived, tablespaces) = copy(&backup, session, &directory, options, progress).await?;
-            let size_after = Server::connect(settings).await?.databases_size().await?;
-            files::check_size(archived.bytes, size_before.min(size_after), &tablespaces)?;
+            files::check_size(archived.bytes, size_before.min(size_now(settings).await), &tablespaces)?;
             let needed = SegmentRange { first: start.segment, last: stop.segment, size: segment_size };
             wait_for_wal(archive, needed, options.wal_timeout).await?;
             Ok((sentinel((stop.segment, stop.offset), archived.bytes, &directory, &tablespaces), archived))
@@ -76,7 +76,7 @@ pub(super) async fn backup_push(
     }
 }
 
-type Copied = (BackupStop, files::ArchivedFiles, Vec<crate::pg::tablespace::Tablespace>);
+type Copied = (BackupStop, files::ArchivedFiles, Vec<Tablespace>);
 
 /// Everything between the start and the stop, and the last partition.
 async fn copy(
@@ -104,6 +104,11 @@ async fn copy(
             futures::future::Either::Right(((), archiving)) => archiving.await?,
         }
     };
+    // a tablespace that went away meanwhile looks like files that were dropped
+    if Tablespace::list(directory.path())?.iter().filter(|now| tablespaces.contains(now)).count() < tablespaces.len() {
+        return Err(CommandError::refused("a tablespace was dropped, moved or unmounted while it was backed up")
+            .with_hint("Take the backup again."));
+    }
     let control = {
         let directory = directory.clone();
         off_async(move || directory.copy_control_file()).await?
@@ -119,6 +124,15 @@ async fn copy(
     let wal = WalRange { timeline: start.timeline, start: start.lsn, end: stop.lsn };
     let archived = partitions.store_last(archived, directory, last, wal).await?;
     Ok((stop, archived, tablespaces))
+}
+
+/// How large the databases are by now; without an answer, no smaller than before.
+async fn size_now(settings: &ConnectionSettings) -> u64 {
+    let asked = async { Server::connect(settings).await?.databases_size().await };
+    asked.await.unwrap_or_else(|failed| {
+        tracing::warn!(error = %failed, "could not ask for the databases' size again");
+        u64::MAX
+    })
 }
 
 /// Refuses on a refusal; says the rest.

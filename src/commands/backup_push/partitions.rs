@@ -55,11 +55,13 @@ impl<'a> Partitions<'a> {
         last: Vec<(String, Bytes)>,
         wal: WalRange,
     ) -> Result<ArchivedFiles> {
-        // the manifest is finished before it is stored, so the last partition's files are not told to it again
-        let context = PartitionContext { on_file: Arc::new(|_| Ok(())), ..self.context };
-        let spool = Arc::into_inner(self.spool).expect("every partition has been read and dropped its share");
+        let Self { backup, spool, context: PartitionContext { level, rate_limit, progress, on_file }, .. } = self;
+        drop(on_file);
+        let spool = Arc::into_inner(spool).expect("every partition has been read and dropped its share");
         let members = last_partition::members(directory, last, spool, wal)?;
-        let bytes = files::store(self.backup, archived.partitions, members, &context).await?;
+        // the manifest is finished before it is stored, so the last partition's files are not told to it again
+        let context = PartitionContext { level, rate_limit, progress, on_file: Arc::new(|_| Ok(())) };
+        let bytes = files::store(backup, archived.partitions, members, &context).await?;
         Ok(ArchivedFiles { partitions: archived.partitions + 1, bytes: archived.bytes + bytes })
     }
 }
