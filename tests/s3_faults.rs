@@ -461,7 +461,7 @@ async fn a_server_that_refuses_conditions_is_asked_first_and_written_without() {
 async fn a_server_declared_to_honour_conditions_must() {
     let server = server();
     server.faults().add(When::any(), What::condition_not_implemented());
-    assert_eq!(put(&wrapped(aws(&server)), KEY, b"x").await.unwrap_err().kind(), Kind::Other);
+    assert_eq!(put(&wrapped(aws(&server)), KEY, b"x").await.unwrap_err().kind(), Kind::Misconfigured);
     assert!(server.object("b", KEY).is_none());
 }
 

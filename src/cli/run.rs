@@ -150,7 +150,7 @@ fn restore(args: BackupFetchArgs, config: ArchiveConfig) -> Result {
         Some(source) if source == Path::new("SOURCE") => TablespaceChoice::AsOnSource,
         Some(file) => TablespaceChoice::Spec(read_spec(&file)?),
     };
-    let archive = config.open(RetryPolicy::default(), args.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
+    let archive = config.open(patient_once_reached(), args.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
     let options = BackupFetchOptions {
         directory: args.directory,
         query: args.name,
@@ -178,7 +178,7 @@ fn back_up(args: BackupPushArgs, config: ArchiveConfig, environment: &Environmen
         wal_timeout: Duration::from_secs(args.wal_timeout),
         level: level(&args.compression, environment)?,
     };
-    let archive = config.open(RetryPolicy::default(), args.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
+    let archive = config.open(patient_once_reached(), args.pool_size.saturating_mul(nonzero(REQUESTS_PER_PARTITION)));
     let report = long_work("archiving", |progress| {
         let (archive, options) = (&archive, &options);
         async move { backup_push(archive, options, progress).await }
@@ -224,9 +224,25 @@ fn level(args: &CompressionArgs, environment: &Environment) -> std::result::Resu
     }
 }
 
-/// Time alone decides: a refused connection fails at once, so that any number of tries may be over long before it.
-fn patient_for(total: Duration) -> RetryPolicy {
-    RetryPolicy { attempts: NonZeroU32::MAX, total: Some(total), object_deadline: total, ..RetryPolicy::default() }
+/// For the server's own commands. Time alone decides: a refused connection fails at once, so that any number of tries may be
+/// over long before it.
+fn patient_for(patience: Duration) -> RetryPolicy {
+    RetryPolicy {
+        attempts: NonZeroU32::MAX,
+        patience: Some(patience),
+        patience_once_reached: Some(patience),
+        ..RetryPolicy::default()
+    }
+}
+
+/// For what takes hours: a wrong address is found out within a minute, and once the work is under way an outage may last a
+/// quarter of an hour before it is all given up.
+fn patient_once_reached() -> RetryPolicy {
+    RetryPolicy {
+        patience: Some(WAL_PATIENCE),
+        patience_once_reached: Some(RECOVERY_PATIENCE),
+        ..patient_for(WAL_PATIENCE)
+    }
 }
 
 fn nonzero(number: usize) -> NonZeroUsize {
@@ -271,7 +287,7 @@ mod tests {
     fn patience_is_never_cut_short_by_a_number_of_tries() {
         for patience in [WAL_PATIENCE, RECOVERY_PATIENCE] {
             let policy = patient_for(patience);
-            assert_eq!((policy.total, policy.object_deadline), (Some(patience), patience));
+            assert_eq!((policy.patience, policy.patience_once_reached), (Some(patience), Some(patience)));
             // a refused connection takes no time, so the waits alone would have to fill it
             let waits = policy.max_delay * policy.attempts.get().min(1000);
             assert!(waits > 2 * patience);

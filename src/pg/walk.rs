@@ -7,6 +7,8 @@
 //! Where it differs from WAL-E, all of it restorable by WAL-E:
 //!
 //! * `global/pg_control` is held back; the caller reads it last, after everything else, and adds it as the last file.
+//! * A link in the place of `pg_wal` or another directory whose content is left out becomes an empty directory: a copy
+//!   restored on the same host would otherwise write its log into the running server's.
 //! * `backup_label` and `tablespace_map` are left out unless the server is down, and `backup_manifest` always: a
 //!   non-exclusive backup brings its own, and a stale one in the directory would take its place.
 //! * A link to a directory outside WAL-E's lists is kept as a link and told of; WAL-E loses it without a word.
@@ -282,10 +284,17 @@ impl Walk {
                 Ok(target) => target,
                 Err(e) => return vanished_or("read symbolic link", &path, e),
             };
-            let link = entry(path.clone(), name, EntryKind::Symlink { target: target.clone() }, &metadata);
             // A link that dangles or leads where we may not look is archived as it is.
-            let is_trap = !is_listed && fs::metadata(&path).is_ok_and(|metadata| metadata.is_dir());
-            if is_trap {
+            let directory = fs::metadata(&path).ok().filter(Metadata::is_dir);
+            if let Some(directory) = directory.as_ref().filter(|_| is_listed) {
+                // Nothing of it is archived, and a copy restored on this host would write its log into the running
+                // server's.
+                let mut name = name;
+                name.push("/");
+                return Ok(Step::Tell(Found::Entry(entry(path, name, EntryKind::Directory, directory))));
+            }
+            let link = entry(path.clone(), name, EntryKind::Symlink { target: target.clone() }, &metadata);
+            if directory.is_some() {
                 self.pending = Some(link);
                 return Ok(Step::Tell(Found::Trap(Trap::DirectoryLink { path, target })));
             }

@@ -7,7 +7,7 @@
 
 use std::future::Future;
 use std::num::NonZeroU32;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -35,8 +35,10 @@ pub struct RetryPolicy {
     pub object_deadline: Duration,
     /// How long expired credentials are read again in the hope of newer ones. 5 min: whoever rotates them may be late.
     pub expired_patience: Duration,
-    /// How long all operations together may take, counted from the making of the store. None.
-    pub total: Option<Duration>,
+    /// How long to go on without any success, counted from the making of the store. None.
+    pub patience: Option<Duration>,
+    /// The same, counted from the last success: an answer, or bytes of a body. None.
+    pub patience_once_reached: Option<Duration>,
 }
 
 impl Default for RetryPolicy {
@@ -48,7 +50,8 @@ impl Default for RetryPolicy {
             stall_timeout: Duration::from_secs(20),
             object_deadline: Duration::from_secs(60 * 60),
             expired_patience: Duration::from_secs(5 * 60),
-            total: None,
+            patience: None,
+            patience_once_reached: None,
         }
     }
 }
@@ -69,18 +72,34 @@ const RENEWAL_DELAY: Duration = Duration::from_secs(1);
 pub struct Retrying<S> {
     store: Arc<S>,
     policy: Arc<RetryPolicy>,
-    end: Option<Instant>,
+    end: Arc<End>,
+}
+
+/// When patience with a store ends. Every success puts it off, so that it bounds an outage and not the work.
+#[derive(Debug)]
+struct End(Mutex<Option<Instant>>);
+
+impl End {
+    fn get(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put_off(&self, policy: &RetryPolicy) {
+        if let Some(patience) = policy.patience_once_reached {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + patience);
+        }
+    }
 }
 
 impl<S: Store> Retrying<S> {
-    /// The clock of [`RetryPolicy::total`] starts here.
+    /// The clock of [`RetryPolicy::patience`] starts here.
     pub fn new(store: S, policy: RetryPolicy) -> Self {
-        let end = policy.total.map(|total| Instant::now() + total);
-        Self { store: Arc::new(store), policy: Arc::new(policy), end }
+        let end = policy.patience.map(|patience| Instant::now() + patience);
+        Self { store: Arc::new(store), policy: Arc::new(policy), end: Arc::new(End(Mutex::new(end))) }
     }
 
     fn tries(&self) -> Tries {
-        Tries::new(Arc::clone(&self.policy), self.end)
+        Tries::new(Arc::clone(&self.policy), Arc::clone(&self.end))
     }
 }
 
@@ -89,7 +108,7 @@ impl<S: Store> Retrying<S> {
 struct Tries {
     policy: Arc<RetryPolicy>,
     /// When everything ends.
-    end: Option<Instant>,
+    end: Arc<End>,
     /// When this operation ends.
     deadline: Instant,
     begun: Instant,
@@ -101,7 +120,7 @@ struct Tries {
 }
 
 impl Tries {
-    fn new(policy: Arc<RetryPolicy>, end: Option<Instant>) -> Self {
+    fn new(policy: Arc<RetryPolicy>, end: Arc<End>) -> Self {
         let begun = Instant::now();
         let deadline = begun + policy.object_deadline;
         let (failed, unavailable, rejected, expired) = (0, 0, 0, 0);
@@ -110,15 +129,16 @@ impl Tries {
 
     /// Forgets what failed before.
     fn progressed(&mut self) {
+        self.end.put_off(&self.policy);
         if self.failed > 0 {
             let deadline = self.deadline;
-            *self = Self::new(Arc::clone(&self.policy), self.end);
+            *self = Self::new(Arc::clone(&self.policy), Arc::clone(&self.end));
             self.deadline = deadline;
         }
     }
 
     fn limit(&self) -> Instant {
-        self.end.map_or(self.deadline, |end| end.min(self.deadline))
+        self.end.get().map_or(self.deadline, |end| end.min(self.deadline))
     }
 
     /// Makes one try, within what time is left.
@@ -205,7 +225,10 @@ async fn run<T, F: Future<Output = Result<T>>>(
 ) -> Result<T> {
     loop {
         match tries.attempt(verb, &url, operation()).await {
-            Ok(value) => return Ok(value),
+            Ok(value) => {
+                tries.progressed();
+                return Ok(value);
+            }
             Err(error) => tries.again(store, error, "").await?,
         }
     }
@@ -253,7 +276,7 @@ impl<S: Store + 'static> Store for Retrying<S> {
         let begin = || self.store.begin_upload(key, options);
         let upload = run(self.tries(), &*self.store, "begin upload of", || self.url(key), begin).await?;
         let (store, policy) = (Arc::clone(&self.store), Arc::clone(&self.policy));
-        Ok(Box::new(RetryingUpload { upload, key: key.to_owned(), store, policy, end: self.end }))
+        Ok(Box::new(RetryingUpload { upload, key: key.to_owned(), store, policy, end: Arc::clone(&self.end) }))
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
@@ -356,7 +379,7 @@ struct RetryingUpload<S> {
     key: String,
     store: Arc<S>,
     policy: Arc<RetryPolicy>,
-    end: Option<Instant>,
+    end: Arc<End>,
 }
 
 impl<S: Store> RetryingUpload<S> {
@@ -364,7 +387,7 @@ impl<S: Store> RetryingUpload<S> {
     where
         F: Future<Output = Result<T>>,
     {
-        let tries = Tries::new(Arc::clone(&self.policy), self.end);
+        let tries = Tries::new(Arc::clone(&self.policy), Arc::clone(&self.end));
         run(tries, &*self.store, verb, || self.store.url(&self.key), operation).await
     }
 }

@@ -1,7 +1,7 @@
 //! A tar stream to files, safely: nothing is written outside of the destination, nor through a link that is no tablespace
 //! of the backup (`spec/wal-e-format.md` §5.4, RULE).
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions};
@@ -27,6 +27,8 @@ pub struct Destination {
     pub tablespace_links: BTreeSet<PathBuf>,
     /// Members, relative to `root`, that go to another path: those that are published last.
     pub held_back: Vec<(PathBuf, PathBuf)>,
+    /// Members, relative to `root`, that become directories where the backup has links: the server's log, above all.
+    pub never_links: Vec<PathBuf>,
     /// Members, relative to `root`, that are not extracted at all, nor is what lies below them.
     pub left_out: Vec<PathBuf>,
     /// Whether to give files to the owner that the tar names; only root can.
@@ -52,6 +54,7 @@ pub fn extract(tar: impl Read, url: &str, destination: &Destination, progress: &
         directories: HashSet::new(),
         owners_refused: Cell::new(false),
         done: Extracted::default(),
+        buffer: RefCell::new(vec![0; 256 << 10]),
     };
     // `entries` borrows the archive, and with it the counter, so damage is placed by what was extracted
     let damaged = |done: &Extracted, source| TransferError::Tar { url: url.to_owned(), offset: done.bytes, source };
@@ -79,6 +82,8 @@ struct Extraction<'a> {
     /// Whether it was said already that owners cannot be set.
     owners_refused: Cell<bool>,
     done: Extracted,
+    /// For file contents on their way; kept, since most files are smaller than it.
+    buffer: RefCell<Vec<u8>>,
 }
 
 impl Extraction<'_> {
@@ -89,8 +94,9 @@ impl Extraction<'_> {
         let relative = match path {
             MemberPath::Root => {
                 let mode = self.mode(&entry, 0o700)?;
-                return set_mode(&self.destination.root, mode)
-                    .map_err(TransferError::file("set the mode of", &self.destination.root));
+                let root = &self.destination.root;
+                set_mode(root, mode).map_err(TransferError::file("set the mode of", root))?;
+                return self.own(&entry, root);
             }
             MemberPath::Below(relative) => relative,
         };
@@ -225,10 +231,10 @@ impl Extraction<'_> {
     /// Tells a stream that breaks from a disk that fails, which `io::copy` cannot.
     fn copy<R: Read>(&self, entry: &mut Entry<'_, R>, mut file: &File, target: &Path) -> Result<u64> {
         use std::io::Write as _;
-        let mut buffer = vec![0; 256 << 10];
+        let mut buffer = self.buffer.borrow_mut();
         let mut copied = 0;
         loop {
-            let len = match entry.read(&mut buffer) {
+            let len = match entry.read(&mut buffer[..]) {
                 Ok(0) => return Ok(copied),
                 Ok(len) => len,
                 Err(again) if again.kind() == io::ErrorKind::Interrupted => continue,
@@ -240,10 +246,17 @@ impl Extraction<'_> {
         }
     }
 
-    fn symlink(&self, relative: &Path, target: &Path, text: &[u8]) -> Result<()> {
+    fn symlink(&mut self, relative: &Path, target: &Path, text: &[u8]) -> Result<()> {
         // the link that the restore made itself points where the user wants it
         if self.destination.tablespace_links.contains(relative) {
             return Ok(());
+        }
+        // on the source's own host the copy would write its log into the running server's
+        if self.destination.never_links.iter().any(|never| never == relative) {
+            let link = OsStr::from_bytes(text).display();
+            tracing::warn!(member = %relative.display(), "made an empty directory instead of a link to \"{link}\"");
+            self.remember(relative.to_owned());
+            return make_directory(target);
         }
         let make = || std::os::unix::fs::symlink(OsStr::from_bytes(text), target);
         let made = match make() {

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -29,9 +30,15 @@ pub async fn download_partition(
     let counted = progress.clone();
     let body = object.body.inspect_ok(move |piece| counted.add_stored(piece.len() as u64)).boxed();
     let (sender, receiver) = mpsc::channel(BLOCKS_WAITING);
+    let given_up = Arc::new(AtomicBool::new(false));
     let writer = off_async({
-        let (url, progress) = (url.clone(), progress.clone());
-        move || extract::extract(BlockReader { receiver, block: Vec::new(), at: 0 }, &url, &destination, &progress)
+        let (url, progress, given_up) = (url.clone(), progress.clone(), given_up.clone());
+        move || {
+            let blocks = BlockReader { receiver, block: Vec::new(), at: 0 };
+            let extracted = extract::extract(blocks, &url, &destination, &progress);
+            given_up.store(extracted.is_err(), Ordering::Relaxed);
+            extracted
+        }
     });
     let reader = async move {
         let mut blocks = Box::pin(decompress::plain_blocks(url, body, Some(progress.clone())));
@@ -41,9 +48,12 @@ pub async fn download_partition(
             match block {
                 Ok(block) => {
                     let waiting = Instant::now();
-                    // refused when the extraction has failed, which says why, or has seen the tar's end
-                    let _ = sender.send(block).await;
+                    // refused when the extraction has seen the tar's end, or has failed, and then says why
+                    let refused = sender.send(block).await.is_err();
                     progress.waited(Stage::Disk, waiting.elapsed());
+                    if refused && given_up.load(Ordering::Relaxed) {
+                        break;
+                    }
                 }
                 Err(failed) => {
                     failure = Some(failed);

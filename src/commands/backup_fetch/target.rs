@@ -86,6 +86,7 @@ impl Target {
             root: self.root.clone(),
             tablespace_links: self.links.clone(),
             held_back: vec![("global/pg_control".into(), self.journal_directory().join(HELD_BACK))],
+            never_links: ["pg_wal", "pg_xlog", "pg_log", "pg_replslot"].map(PathBuf::from).into(),
             // backups of WAL-E before 0.7 may have it, and a server would believe that another one runs
             left_out: vec!["postmaster.pid".into(), JOURNAL_DIRECTORY.into()],
             restore_owner: rustix::process::geteuid().is_root(),

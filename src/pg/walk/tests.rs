@@ -155,7 +155,7 @@ fn pg_control_is_left_to_the_caller() {
 }
 
 #[test]
-fn emptied_directories_may_be_links_and_count_by_depth() {
+fn emptied_directories_may_be_links_and_then_become_directories() {
     let tree = Tree::new(&["base/pg_wal/kept", "pg_stat_tmp/x", "base/.wal-e/x", "pg_log"]);
     let place = tempfile::tempdir().unwrap();
     symlink(place.path(), tree.path().join("pg_wal")).unwrap();
@@ -166,7 +166,7 @@ fn emptied_directories_may_be_links_and_count_by_depth() {
         "/",
         "PG_VERSION",
         "pg_log",
-        "pg_wal",
+        "pg_wal/",
         "base/",
         "base/.wal-e/",
         "base/pg_wal/",

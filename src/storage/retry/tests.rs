@@ -391,8 +391,24 @@ async fn a_body_that_trickles_ends_with_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_total_ends_every_operation() {
-    let policy = RetryPolicy { total: Some(Duration::from_secs(30)), ..RetryPolicy::default() };
+async fn patience_bounds_an_outage_and_not_the_work() {
+    let patience = Some(Duration::from_secs(30));
+    let policy =
+        RetryPolicy { attempts: NonZeroU32::MAX, patience, patience_once_reached: patience, ..RetryPolicy::default() };
+    // each of the stalls is cured by a byte after 20 s, so that the body takes longer than patience would last
+    let scripted = Scripted::new([Fault::StallAfter(1); 4]);
+    let begun = Instant::now();
+    assert!(read(&wrapped(&scripted, policy.clone())).await.is_ok());
+    assert!(begun.elapsed() > Duration::from_secs(60));
+    let scripted = Scripted::new([Fault::Stall; 99]);
+    let begun = Instant::now();
+    assert!(read(&wrapped(&scripted, policy)).await.is_err());
+    assert!(begun.elapsed() <= Duration::from_secs(30));
+}
+
+#[tokio::test(start_paused = true)]
+async fn patience_ends_every_operation() {
+    let policy = RetryPolicy { patience: Some(Duration::from_secs(30)), ..RetryPolicy::default() };
     let scripted = Scripted::new([Fault::Stall; 99]);
     let store = wrapped(&scripted, policy);
     let begun = Instant::now();
