@@ -208,6 +208,7 @@ fn finish(target: &Target, syncs: Vec<FilesystemSync>, journal: &Journal, last: 
         }
         (checked, _) => checked?,
     };
+    target.give_to_owner()?;
     for sync in syncs {
         if let Err(failed) = sync.finish() {
             // the kernel tells of a failed write once: any of the files may be bad, and no later sync would say so

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use super::TablespaceChoice;
@@ -116,6 +116,21 @@ impl Target {
                     "It was torn when it was read, or the archive is damaged. Choose another backup with backup-list.",
                 )),
         }
+    }
+
+    /// Root gives what it made itself, and no member of the backup names, to the owner of the data directory.
+    pub(super) fn give_to_owner(&self) -> Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        let root = fs::metadata(&self.root).map_err(CommandError::file("examine", &self.root))?;
+        let made = ["tablespace_map", "backup_manifest", "pg_tblspc"].map(PathBuf::from);
+        for path in made.iter().chain(&self.links).map(|path| self.root.join(path)).filter(|path| path.exists()) {
+            if let Err(failed) = chown(&path, Some(root.uid()), Some(root.gid())) {
+                tracing::warn!(path = %path.display(), error = %failed, "could not set the owner");
+            }
+        }
+        Ok(())
     }
 
     /// The restore's last step: from here on a server can start.
