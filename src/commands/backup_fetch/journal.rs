@@ -24,8 +24,10 @@ struct Record {
     prefix: String,
     boot_id: String,
     /// The sentinel's text: a backup that was removed and taken again under the same name is another one.
+    #[serde(default)]
     sentinel: String,
     /// The tablespaces' links and where they lead.
+    #[serde(default)]
     links: BTreeMap<PathBuf, PathBuf>,
     partitions_done: BTreeSet<u32>,
 }
