@@ -175,7 +175,7 @@ pub(super) struct WalPushArgs {
     /// How many files to push at once: this one and those that wait after it
     #[arg(short = 'p', long, value_name = "N", default_value = "32")]
     pub(super) pool_size: usize,
-    /// How long to keep trying while the store cannot be reached [default: 60]
+    /// How long to keep trying while the store cannot be reached, counted from its last answer [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub(super) patience: Option<u64>,
     #[command(flatten)]
