@@ -101,7 +101,12 @@ impl Store for S3Store {
             // A server that refuses early closes the connection under the body, and its answer may be lost.
             Published::Failed(Failure::Lost(Kind::Unavailable, source)) => match bucket.is_taken("put", key).await {
                 Ok(true) => Ok(Put::Exists),
-                _ => Err(bucket.explain("put", key, Failure::Lost(Kind::Unavailable, source))),
+                Ok(false) => Err(match bucket.head_by_get("put", key).await {
+                    // the bucket that is not there, say, which a HEAD cannot tell from an absent key
+                    Err(reason) if matches!(reason.kind(), Kind::Misconfigured | Kind::Credentials) => reason,
+                    _ => bucket.explain("put", key, Failure::Lost(Kind::Unavailable, source)),
+                }),
+                Err(_) => Err(bucket.explain("put", key, Failure::Lost(Kind::Unavailable, source))),
             },
             Published::Failed(failure) => Err(bucket.explain("put", key, failure)),
         }
