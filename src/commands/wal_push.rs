@@ -17,7 +17,7 @@ use crate::formats::wal_name::{SegmentName, WalName};
 use crate::formats::wal_page::{LONG_HEADER_LEN, LongPageHeader};
 use crate::pg::archive_status;
 use crate::transfer::off_async;
-use crate::transfer::wal_upload::{self, Fingerprint, Outcome, upload_wal};
+use crate::transfer::wal_upload::{self, Outcome, upload_wal};
 
 /// How many plain bytes the files under way at once may have, at least one file whatever its size: 64 MiB, which with their
 /// compressed copies keeps the process below 160 MiB.
@@ -149,13 +149,12 @@ async fn look_ahead(archive: &Archive, options: &WalPushOptions, done: &mut Vec<
     if let Err(failed) = markers.keep_only(|name| waiting.contains(&name)) {
         tracing::warn!(error = %failed, "could not clear old look-ahead markers");
     }
-    let mut sizes = waiting.iter().map(|name| directory.join(name.to_string()).metadata().map_or(0, |file| file.len()));
+    let sizes = waiting.iter().map(|name| directory.join(name.to_string()).metadata().map_or(0, |file| file.len()));
+    // nothing waits, or nothing of it is there
+    let Some(largest) = sizes.max().filter(|size| *size > 0) else { return };
     // the file that was asked for is the first of the window
-    let width = usize::try_from(BYTES_IN_FLIGHT / sizes.clone().max().unwrap_or(0).max(1)).unwrap_or(usize::MAX);
+    let width = usize::try_from(BYTES_IN_FLIGHT / largest).unwrap_or(usize::MAX);
     let width = width.clamp(1, options.pool_size.get());
-    if sizes.all(|size| size == 0) {
-        return;
-    }
     // in the server's order, so that what is done is what it asks for next
     let mut pushes = Box::pin(
         stream::iter(waiting).map(|name| push_ahead(archive, &directory, name, options, &markers)).buffered(width),
@@ -188,12 +187,8 @@ async fn push_ahead(
     }
     let Some(identifier) = system_identifier(&path) else { return Ok(None) };
     let (fingerprint, _) = upload_wal(&*archive.store, &key, &path, options.level).await?;
-    record(markers, url, identifier, name, &fingerprint)?;
+    markers.write(name, &PushMarker::new(url, identifier, name, &fingerprint))?;
     Ok(Some(name))
-}
-
-fn record(markers: &PushMarkers, url: String, identifier: u64, name: SegmentName, file: &Fingerprint) -> Result<()> {
-    markers.write(name, &PushMarker::new(url, identifier, name, file))
 }
 
 /// The identity of the cluster that wrote the segment at `path`.

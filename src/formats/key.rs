@@ -1,7 +1,6 @@
 //! The keys of an archive's objects, storage version 005 (`spec/wal-e-format.md` §1.3).
 
 use super::backup_name::BackupName;
-use super::wal_name::upper_hex8;
 
 const SENTINEL_SUFFIX: &str = "_backup_stop_sentinel.json";
 
@@ -81,11 +80,6 @@ impl Layout {
 pub fn partition_number(component: &str) -> Option<u32> {
     let (digits, _) = component.strip_prefix("part_")?.split_once(".tar.lzo")?;
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
-}
-
-/// The timeline in a WAL file's name, whichever kind of file it is.
-pub fn leading_timeline(file_name: &str) -> Option<u32> {
-    upper_hex8(file_name.get(..8)?)
 }
 
 #[cfg(test)]
