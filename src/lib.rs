@@ -4,6 +4,7 @@
 //!
 //! * [`cli`]: arguments and environment in, options out; values and errors back to text and an exit status
 //! * [`commands`]: one file or folder a subcommand
+//! * [`prefetch`]: WAL fetched ahead of replay
 //! * [`transfer`]: storage and formats joined: files become objects and objects files
 //! * [`pg`]: what PostgreSQL owns
 //! * [`storage`]: the store trait, its stores, retry and limit
@@ -15,5 +16,6 @@ pub mod commands;
 pub mod formats;
 pub mod fs;
 pub mod pg;
+pub mod prefetch;
 pub mod storage;
 pub mod transfer;

@@ -1,11 +1,13 @@
 //! WAL-E's command grammar (`spec/wal-e-format.md` §8.1, §8.2) and what wal-eve adds to it. The comments are the help texts.
 
+use std::ffi::OsString;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::formats::lzo1x;
+use crate::formats::wal_name::SegmentName;
 
 /// Archive and restore PostgreSQL in WAL-E's own layout.
 ///
@@ -68,6 +70,23 @@ pub(super) struct GlobalArgs {
     pub(super) terse: bool,
 }
 
+impl GlobalArgs {
+    /// The same on another command line of this program. `--envdir` is left out: its variables are in the environment.
+    pub(super) fn to_args(&self) -> Vec<OsString> {
+        let options = [
+            ("--aws-access-key-id", &self.aws_access_key_id),
+            ("--s3-prefix", &self.s3_prefix),
+            ("--file-prefix", &self.file_prefix),
+            ("--wabs-prefix", &self.wabs_prefix),
+            ("--gs-prefix", &self.gs_prefix),
+        ];
+        let flags = [("--aws-instance-profile", self.aws_instance_profile), ("--terse", self.terse)];
+        let options = options.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?)));
+        let flags = flags.into_iter().filter(|(_, given)| *given).map(|(name, _)| name.to_owned());
+        options.chain(flags).map(OsString::from).collect()
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Print the version
@@ -77,6 +96,9 @@ pub(super) enum Command {
     BackupList(BackupListArgs),
     WalPush(WalPushArgs),
     WalFetch(WalFetchArgs),
+    #[command(hide = true)]
+    Prefetch(PrefetchArgs),
+    PrefetchStatus(PrefetchStatusArgs),
 }
 
 /// Archive a base backup of a running cluster
@@ -141,6 +163,9 @@ pub(super) struct BackupFetchArgs {
     /// Go on when the archive lacks WAL that the backup needs to become consistent
     #[arg(long)]
     pub(super) allow_missing_wal: bool,
+    /// Do not fetch the first segments of WAL while the backup still loads
+    #[arg(long)]
+    pub(super) no_prefetch: bool,
 }
 
 /// List the complete base backups
@@ -187,6 +212,10 @@ pub(super) struct WalPushArgs {
 /// Exits with 0 when the file is in place, whole and checked, and with 1 only when the archive has just said that it does not
 /// hold it. Every other outcome - an outage, wrong credentials, a damaged object, a full disk - is 75 in standby mode, where
 /// PostgreSQL asks again, and 250 otherwise, where a lower status would end recovery and promote with WAL missing.
+///
+/// While a server replays segment after segment, a process in the background fetches the next ones into
+/// pg_wal/.wal-e/prefetch, or below WALE_PREFETCH_DIR, and a call only has to rename what is there. It takes a quarter of the
+/// free space at most, and at most WALE_PREFETCH_BYTES (1 GiB), and ends with the server's recovery. prefetch-status shows it.
 #[derive(Debug, Args)]
 pub(super) struct WalFetchArgs {
     /// The file's name, as %f gives it
@@ -195,15 +224,61 @@ pub(super) struct WalFetchArgs {
     /// Where to put it, as %p gives it
     #[arg(value_name = "WAL_DESTINATION")]
     pub(super) destination: PathBuf,
-    /// How many segments to fetch ahead of time; accepted as WAL-E's, each call fetches the one it was asked for
-    #[arg(short = 'p', long, value_name = "N", default_value = "8")]
-    pub(super) prefetch: usize,
+    /// The oldest file still needed, as %r gives it; accepted, though nothing older than the segment asked for is kept anyway
+    #[arg(value_name = "OLDEST_NEEDED")]
+    pub(super) oldest_needed: Option<String>,
+    /// How many segments to fetch ahead of replay at most; 0 fetches the one asked for and nothing else [default: 64, or as many as there is room for]
+    #[arg(short = 'p', long, value_name = "N")]
+    pub(super) prefetch: Option<usize>,
     /// What to tell PostgreSQL when it cannot be said whether the file exists, instead of going by the recovery mode
     #[arg(long, value_name = "POLICY")]
     pub(super) on_outage: Option<OnOutage>,
     /// How long to keep trying while the store cannot be reached [default: 60 in standby mode, where PostgreSQL asks again, 900 otherwise]
     #[arg(long, value_name = "SECONDS")]
     pub(super) patience: Option<u64>,
+}
+
+/// Fetch segments ahead of replay; started by wal-fetch and backup-fetch
+#[derive(Debug, Args)]
+pub(super) struct PrefetchArgs {
+    /// Where the segments wait
+    #[arg(long)]
+    pub(super) spool: PathBuf,
+    /// The first segment
+    #[arg(long)]
+    pub(super) position: SegmentName,
+    /// The segments' size in bytes
+    #[arg(long)]
+    pub(super) segment_size: u64,
+    /// The cluster they have to be of
+    #[arg(long)]
+    pub(super) system_identifier: u64,
+    /// The most of them to keep ahead
+    #[arg(long)]
+    pub(super) look_ahead: Option<usize>,
+    /// The most bytes to keep
+    #[arg(long)]
+    pub(super) max_bytes: u64,
+    /// The process whose end ends it all
+    #[arg(long)]
+    pub(super) recovery: Option<u32>,
+    /// How long to stay when nobody asks
+    #[arg(long)]
+    pub(super) idle_seconds: u64,
+}
+
+/// Show how the prefetching for a replica goes
+///
+/// Where replay stands, how many segments wait for it, how fast it takes them, how far the archive goes on, what the
+/// bottleneck is, and what went wrong last. Asks nothing but the files that the prefetcher leaves in its spool.
+#[derive(Debug, Args)]
+pub(super) struct PrefetchStatusArgs {
+    /// The replica's data directory
+    #[arg(value_name = "PG_CLUSTER_DIRECTORY")]
+    pub(super) directory: PathBuf,
+    /// Print a JSON object instead
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -266,6 +341,8 @@ mod tests {
             "wal-e --envdir /etc/wal-e/env wal-fetch 00000002.history pg_wal/RECOVERYHISTORY",
             "wal-e wal-fetch --patience 5 --on-outage stop 00000002.history pg_wal/RECOVERYHISTORY",
             "wal-e wal-push --patience 0 pg_wal/000000010000000000000001",
+            "wal-e wal-fetch 000000010000000000000002 pg_wal/RECOVERYXLOG 000000010000000000000001",
+            "wal-e prefetch-status --json /data",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "refused {line}");
         }

@@ -39,6 +39,14 @@ impl Environment {
         }
     }
 
+    /// Every variable whose name `applies`, by name.
+    pub(super) fn select(&self, applies: impl Fn(&str) -> bool) -> Vec<&(OsString, OsString)> {
+        let applies = |name: &OsString| name.to_str().is_some_and(&applies);
+        let mut selected: Vec<_> = self.variables.iter().filter(|(name, _)| applies(name)).collect();
+        selected.sort();
+        selected
+    }
+
     fn raw(&self, name: &str) -> Option<&OsString> {
         self.variables.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }

@@ -1,10 +1,10 @@
 //! The one place that turns an error into text and an exit status (`README.md`, "Exit status").
 
-use std::error::Error;
 use std::fmt;
 use std::io::Write as _;
 
 use crate::commands::{CommandError, Kind};
+use crate::formats::error_line::joined;
 
 /// What the process ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,21 +91,6 @@ fn block(f: &mut fmt::Formatter<'_>, message: &str, detail: Option<&str>, hint: 
     writeln!(f, "wal-eve: ERROR:  {message}")?;
     detail.map_or(Ok(()), |detail| writeln!(f, "wal-eve: DETAIL:  {detail}"))?;
     hint.map_or(Ok(()), |hint| writeln!(f, "wal-eve: HINT:  {hint}"))
-}
-
-/// The message and those of its sources, each said once.
-pub(super) fn joined(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

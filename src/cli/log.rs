@@ -1,15 +1,24 @@
 //! Where log lines go: stderr, which PostgreSQL adds to its own log.
 
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
 use tracing::Level;
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::environment::Environment;
 
-/// Starts logging. `terse` leaves warnings and errors; `quiet` is for commands that succeed many times a minute, whose
-/// routine is nobody's news.
+/// How long a log file may be when a process begins to write to it: an older one is emptied.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Starts logging to stderr. `terse` leaves warnings and errors; `quiet` is for commands that succeed many times a minute,
+/// whose routine is nobody's news.
 pub(super) fn start(environment: &Environment, terse: bool, quiet: bool) {
     let destinations = environment.text("WALE_LOG_DESTINATION").unwrap_or_else(|| "stderr".into());
     let to_stderr = destinations.split(',').any(|word| word == "stderr");
@@ -21,10 +30,33 @@ pub(super) fn start(environment: &Environment, terse: bool, quiet: bool) {
     };
     // syslog alone would hide everything where there is none, so warnings go to stderr in any case
     let level = if to_stderr { level } else { level.min(Level::WARN) };
+    write_to(std::io::stderr, level);
+}
+
+/// Starts logging to the end of a file.
+pub(super) fn start_file(environment: &Environment, path: &Path) -> io::Result<()> {
+    let too_long = fs::metadata(path).is_ok_and(|found| found.len() > MAX_FILE_BYTES);
+    let file = File::options().create(true).append(true).open(path)?;
+    if too_long {
+        file.set_len(0)?;
+    }
+    let level = match environment.text("WAL_EVE_LOG").as_deref() {
+        Some("debug") => Level::DEBUG,
+        Some("trace") => Level::TRACE,
+        _ => Level::INFO,
+    };
+    write_to(Arc::new(file), level);
+    Ok(())
+}
+
+fn write_to<W>(writer: W, level: Level)
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
     // libraries have much to say that a DBA cannot use, until he asks for it
     let of_libraries = if level >= Level::DEBUG { level } else { Level::ERROR };
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(false)
         // it would report a line that stderr did not take on stderr, with a macro that panics then
         .log_internal_errors(false)

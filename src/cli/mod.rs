@@ -8,6 +8,7 @@ mod environment;
 mod exit;
 mod log;
 mod next_steps;
+mod prefetch;
 mod progress_line;
 mod recovery;
 mod run;

@@ -38,7 +38,9 @@ fn cannot_say_status(args: &[OsString]) -> Option<ExitStatus> {
 
 /// What a panic ends the process with. Goes by the bare arguments, since nothing else can be relied on then.
 pub fn panic_status(args: &[OsString]) -> ExitStatus {
-    cannot_say_status(args).unwrap_or(ExitStatus::UNEXPECTED)
+    // a server that has adopted a prefetcher takes any status but 0 and 1 for a crash of its own
+    let of_others = if args.iter().any(|arg| arg == "prefetch") { ExitStatus::USER } else { ExitStatus::UNEXPECTED };
+    cannot_say_status(args).unwrap_or(of_others)
 }
 
 /// What arguments that cannot be used end the process with.

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,19 +12,24 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use super::args::{
-    BackupFetchArgs, BackupListArgs, BackupPushArgs, Cli, Command, CompressionArgs, WalFetchArgs, WalPushArgs,
+    BackupFetchArgs, BackupListArgs, BackupPushArgs, Cli, Command, CompressionArgs, GlobalArgs, PrefetchArgs,
+    WalFetchArgs, WalPushArgs,
 };
 use super::environment::Environment;
 use super::exit::{Caller, ExitStatus, Failure};
 use super::recovery::usage_status;
 use super::store::ArchiveConfig;
-use super::{backup_table, connection, log, next_steps, progress_line, recovery};
+use super::{backup_table, connection, log, next_steps, prefetch, progress_line, recovery};
 use crate::commands::backup_fetch::{BackupFetchOptions, TablespaceChoice, backup_fetch};
 use crate::commands::backup_list::{BackupListOptions, backup_list};
 use crate::commands::backup_push::{BackupPushOptions, backup_push};
 use crate::commands::wal_fetch::{Fetched, WalFetchOptions, wal_fetch};
 use crate::commands::wal_push::{Pushed, WalPushOptions, already_pushed, wal_push};
 use crate::formats::lzo1x::Level;
+use crate::prefetch::client::Answer;
+use crate::prefetch::prefetcher::{self, Ended};
+use crate::prefetch::spool::SpoolLock;
+use crate::prefetch::start;
 use crate::storage::retry::RetryPolicy;
 use crate::transfer::progress::Progress;
 
@@ -40,6 +45,12 @@ const RECOVERY_PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// Requests under way at once that a backup command may make for each partition of its pool: two parts, and the next one.
 const REQUESTS_PER_PARTITION: usize = 3;
 
+/// How long a prefetcher keeps trying before it lets its callers try themselves.
+const PREFETCH_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Requests under way at once that a prefetcher may make.
+const PREFETCH_REQUESTS: usize = 20;
+
 /// Runs the command that `args` name, the program's own name first.
 pub fn run(args: &[OsString]) -> ExitStatus {
     let environment = Environment::of_process();
@@ -49,6 +60,9 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     };
     let Cli { global, command } = cli;
     let quiet = matches!(command, Command::WalPush(_) | Command::WalFetch(_));
+    if let Command::Prefetch(args) = command {
+        return prefetch_in_background(&args, &global, &environment);
+    }
     log::start(&environment, global.terse, quiet);
     panic_if_asked(&environment, args);
     let caller = match &command {
@@ -63,7 +77,12 @@ pub fn run(args: &[OsString]) -> ExitStatus {
             Ok(ExitStatus::DONE)
         }
         Command::WalPush(args) => config().and_then(|config| push(args, config, &environment)),
-        Command::WalFetch(args) => config().and_then(|config| fetch(args, config, caller)),
+        Command::WalFetch(args) => config().and_then(|config| fetch(args, &global, config, &environment, caller)),
+        Command::Prefetch(_) => unreachable!("it has its own way out above"),
+        Command::PrefetchStatus(args) => prefetch::status_text(&args.directory, args.json, &environment).map(|text| {
+            print(&text);
+            ExitStatus::DONE
+        }),
         Command::BackupList(args) => config().and_then(|config| list(args, config)),
         Command::BackupFetch(args) => config().and_then(|config| restore(args, config)),
         Command::BackupPush(args) => config().and_then(|config| back_up(args, config, &environment)),
@@ -112,14 +131,64 @@ fn push(args: WalPushArgs, config: ArchiveConfig, environment: &Environment) -> 
     Ok(ExitStatus::DONE)
 }
 
-fn fetch(args: WalFetchArgs, config: ArchiveConfig, caller: Caller) -> Result {
+fn fetch(
+    args: WalFetchArgs,
+    global: &GlobalArgs,
+    config: ArchiveConfig,
+    environment: &Environment,
+    caller: Caller,
+) -> Result {
+    let ahead = prefetch::request(&args, global, &config, environment);
+    if let Some(ahead) = &ahead {
+        let answer = ahead.caller.take(ahead.name, &args.destination);
+        if let Some(news) = ahead.caller.spool.take_news() {
+            news.lines().for_each(|line| note(line));
+        }
+        match answer {
+            Answer::Taken => return Ok(ExitStatus::DONE),
+            Answer::Direct(why) => why.iter().for_each(|why| tracing::warn!("fetching without the prefetcher: {why}")),
+        }
+    }
     let usual = if caller == Caller::WalFetch(ExitStatus::LATER) { WAL_PATIENCE } else { RECOVERY_PATIENCE };
     let patience = args.patience.map_or(usual, Duration::from_secs);
     let archive = config.open(patient_for(patience), nonzero(REQUESTS_PER_PARTITION));
     let options = WalFetchOptions { file_name: args.segment, destination: args.destination };
     match run_to_end(light_runtime(), wal_fetch(&archive, &options))? {
-        Fetched::Restored(_) => Ok(ExitStatus::DONE),
+        Fetched::Restored(_) => {
+            if let Some(ahead) = ahead {
+                ahead.found(global, environment);
+            }
+            Ok(ExitStatus::DONE)
+        }
         Fetched::Absent => Ok(ExitStatus::ABSENT),
+    }
+}
+
+/// The prefetcher: a process in the background, whose status is 0 or 1 whatever happens, since a server may adopt it.
+fn prefetch_in_background(args: &PrefetchArgs, global: &GlobalArgs, environment: &Environment) -> ExitStatus {
+    let run = || {
+        let failed = |failed: io::Error| {
+            Failure::usage(format!("could not use the prefetch spool \"{}\": {failed}", args.spool.display()))
+        };
+        start::detach().map_err(failed)?;
+        let config = ArchiveConfig::new(global, environment)?;
+        let options = prefetch::options(args, global, &config, environment)?;
+        options.spool.create().map_err(failed)?;
+        log::start_file(environment, &options.spool.log()).map_err(failed)?;
+        let Some(lock) = SpoolLock::acquire(&options.spool).map_err(failed)? else {
+            tracing::debug!("{}", Ended::NotNeeded);
+            return Ok(());
+        };
+        let archive = config.open(for_prefetching(), nonzero(PREFETCH_REQUESTS));
+        let work = prefetcher::prefetch(archive.store, archive.layout, options, &lock);
+        run_to_end(light_runtime(), work).map_err(failed).map(drop)
+    };
+    match run() {
+        Ok(()) => ExitStatus::DONE,
+        Err(failure) => {
+            tracing::error!("{failure}");
+            ExitStatus::USER
+        }
     }
 }
 
@@ -245,6 +314,11 @@ fn patient_once_reached() -> RetryPolicy {
     }
 }
 
+/// For a prefetcher: its caller waits, and tries itself with all its patience when this one gives up.
+fn for_prefetching() -> RetryPolicy {
+    RetryPolicy { expired_patience: PREFETCH_PATIENCE, ..patient_for(PREFETCH_PATIENCE) }
+}
+
 fn nonzero(number: usize) -> NonZeroUsize {
     NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN)
 }
@@ -271,6 +345,11 @@ fn run_to_end<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>
     let done = runtime.block_on(work);
     runtime.shutdown_background();
     done
+}
+
+/// A line for the server's log, whatever the level of logging.
+fn note(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "wal-eve: {line}");
 }
 
 /// Results. A reader that has gone away is not this command's failure.

@@ -52,11 +52,19 @@ impl ArchiveConfig {
 
     /// The whole address of the archived WAL file `file_name`, as the opened store would name it.
     pub(super) fn wal_url(&self, file_name: &str) -> String {
-        let key = self.layout().wal(file_name);
+        self.url(&self.layout().wal(file_name))
+    }
+
+    fn url(&self, key: &str) -> String {
         match &self.s3 {
-            Some(options) => S3Store::new(options.clone()).url(&key),
-            None => FileStore::new(self.prefix.directory().into()).url(&key),
+            Some(options) => S3Store::new(options.clone()).url(key),
+            None => FileStore::new(self.prefix.directory().into()).url(key),
         }
+    }
+
+    /// The whole address of the archive's WAL, and of the server where that is not AWS.
+    pub(super) fn wal_directory_url(&self) -> String {
+        format!("{} {}", self.url(&self.layout().wal_directory()), self.endpoint()).trim_end().to_owned()
     }
 
     /// The S3 server that was chosen instead of AWS, if one was.

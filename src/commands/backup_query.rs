@@ -7,6 +7,7 @@ use futures::TryStreamExt as _;
 use super::archive::Archive;
 use super::{CommandError, Result};
 use crate::formats::backup_name::BackupName;
+use crate::formats::error_line::joined;
 use crate::formats::sentinel::Sentinel;
 
 /// The query for the newest backup.
@@ -102,12 +103,7 @@ pub(super) async fn sentinel(archive: &Archive, name: &BackupName) -> Result<Sen
         .await?;
     Sentinel::from_json(&bytes).map_err(|failed| {
         CommandError::refused(format!("\"{}\" cannot be read", archive.store.url(&key)))
-            .with_detail(format!("{}.", chain(&failed)))
+            .with_detail(format!("{}.", joined(&failed)))
             .with_hint("The sentinel is damaged or was written by something else. Choose another backup with backup-list, or restore the object from another copy of the archive.")
     })
-}
-
-/// An error and its sources in one line.
-fn chain(failed: &dyn std::error::Error) -> String {
-    failed.source().map_or_else(|| failed.to_string(), |source| format!("{failed}: {}", chain(source)))
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::archive::Archive;
 use super::{CommandError, Result};
 use crate::formats::wal_name::WalName;
-use crate::transfer::wal_download::{Downloaded, download_wal};
+use crate::transfer::wal_download::{Downloaded, Lane, download_wal};
 use crate::transfer::{self, TransferError};
 
 /// What to fetch.
@@ -35,7 +35,7 @@ pub async fn wal_fetch(archive: &Archive, options: &WalFetchOptions) -> Result<F
     }
     let name: Option<WalName> = options.file_name.parse().ok();
     let key = archive.layout.wal(&options.file_name);
-    match download_wal(&*archive.store, &key, name.as_ref(), &options.destination).await {
+    match download_wal(&*archive.store, &key, name.as_ref(), &options.destination, &Lane::alone()).await {
         Ok(downloaded) => Ok(Fetched::Restored(downloaded)),
         Err(failed @ TransferError::Storage(_)) if failed.kind() == transfer::Kind::NotFound => Ok(Fetched::Absent),
         Err(TransferError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {

@@ -31,6 +31,11 @@ impl Layout {
         format!("{}wal_005/{file_name}.lzo", self.prefix)
     }
 
+    /// What the keys of `timeline`'s WAL files begin with.
+    pub fn wal_timeline(&self, timeline: u32) -> String {
+        format!("{}wal_005/{timeline:08X}", self.prefix)
+    }
+
     /// The WAL file's name of a key below [`Self::wal_directory`].
     pub fn wal_file_name<'a>(&self, key: &'a str) -> Option<&'a str> {
         let name = key.strip_prefix(&self.prefix)?.strip_prefix("wal_005/")?.strip_suffix(".lzo")?;

@@ -3,6 +3,7 @@
 pub mod backup_manifest;
 pub mod backup_name;
 pub mod body_kind;
+pub mod error_line;
 pub mod hex;
 pub mod key;
 pub mod lsn;

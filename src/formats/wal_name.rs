@@ -71,6 +71,11 @@ impl SegmentName {
         self.timeline
     }
 
+    /// The middle field: which 4 GiB of WAL.
+    pub fn log(self) -> u32 {
+        self.log
+    }
+
     /// The segment's number in the whole log: its start divided by the segment size. A name whose last field is too large
     /// for `size` has none.
     pub fn number(self, size: SegmentSize) -> Option<u64> {

@@ -13,6 +13,7 @@ pub mod data_directory;
 mod error;
 pub mod finding;
 pub mod recovery_mode;
+pub mod recovery_process;
 pub mod server;
 pub mod tablespace;
 pub mod tablespace_map;

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::time::Duration;
 
+use crate::formats::error_line::joined;
+
 /// What the caller can do about a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -81,13 +83,7 @@ impl StorageError {
 
     /// Why it failed: this error's causes, outermost first, in one line.
     pub fn cause(&self) -> String {
-        let mut line = self.source.to_string();
-        let mut next = self.source.source();
-        while let Some(cause) = next {
-            line = format!("{line}: {cause}");
-            next = cause.source();
-        }
-        line
+        joined(&*self.source)
     }
 
     /// What the caller can do about it.

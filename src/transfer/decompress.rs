@@ -32,7 +32,12 @@ pub fn blocks(url: String, body: Body, progress: Option<Arc<Progress>>) -> impl 
             }
             let waiting = Instant::now();
             match source.body.next().await.transpose()? {
-                Some(piece) => source.deframer.push(&piece),
+                Some(piece) => {
+                    if let Some(progress) = &source.progress {
+                        progress.add_stored(piece.len() as u64);
+                    }
+                    source.deframer.push(&piece);
+                }
                 None => source.ended = true,
             }
             if let Some(progress) = &source.progress {

@@ -1,5 +1,6 @@
 //! Storage and formats joined: files become objects and objects become files, streaming, with bounded memory.
 
+pub mod archive_end;
 pub mod compress;
 pub mod decompress;
 mod error;
@@ -9,6 +10,7 @@ pub mod partition_download;
 pub mod partition_upload;
 pub mod progress;
 pub mod rate_limit;
+pub mod turns;
 pub mod upload;
 pub mod wal_download;
 pub mod wal_upload;

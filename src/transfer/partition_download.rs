@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use tokio::sync::mpsc;
 
 use super::extract::{self, Destination, Extracted};
@@ -27,8 +27,6 @@ pub async fn download_partition(
 ) -> Result<Extracted> {
     let url = store.url(key);
     let object = store.get(key, 0, None).await?;
-    let counted = progress.clone();
-    let body = object.body.inspect_ok(move |piece| counted.add_stored(piece.len() as u64)).boxed();
     let (sender, receiver) = mpsc::channel(BLOCKS_WAITING);
     let given_up = Arc::new(AtomicBool::new(false));
     let writer = off_async({
@@ -41,7 +39,7 @@ pub async fn download_partition(
         }
     });
     let reader = async move {
-        let mut blocks = Box::pin(decompress::plain_blocks(url, body, Some(progress.clone())));
+        let mut blocks = Box::pin(decompress::plain_blocks(url, object.body, Some(progress.clone())));
         let mut failure = None;
         // on to the stream's end, also past the tar's: a missing terminator or a later damaged block is damage
         while let Some(block) = blocks.next().await {

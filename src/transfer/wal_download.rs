@@ -1,11 +1,16 @@
 //! An archived WAL file to a file of `pg_wal`, checked before it appears.
 
+use std::cell::RefCell;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 
+use super::progress::{Progress, Stage};
+use super::turns::Turns;
 use super::{Result, TransferError, cores, decompress, off_async};
 use crate::formats::lzop::Block;
 use crate::formats::wal_name::{SegmentName, SegmentSize, WalName};
@@ -32,6 +37,25 @@ impl Downloaded {
     }
 }
 
+/// A download's place among those that share the processor.
+#[derive(Debug, Clone)]
+pub struct Lane {
+    /// Whose turn it is to decompress.
+    pub turns: Arc<Turns>,
+    /// How urgent this download is: the lowest goes first.
+    pub rank: u64,
+    /// Counts what it reads and writes, and what it waits for.
+    pub progress: Arc<Progress>,
+}
+
+impl Lane {
+    /// All cores for one download.
+    pub fn alone() -> Self {
+        let cores = NonZeroUsize::new(cores()).unwrap_or(NonZeroUsize::MIN);
+        Self { turns: Turns::new(cores), rank: 0, progress: Arc::default() }
+    }
+}
+
 /// Fetches the object `key` to `destination`. The file appears there by rename, and only when it is whole, its checksums
 /// hold, and, for a segment called `name`, its size and first page are what the name says. Not fsynced: PostgreSQL makes
 /// what it keeps durable itself, and asks again after a crash.
@@ -42,25 +66,34 @@ pub async fn download_wal(
     key: &str,
     name: Option<&WalName>,
     destination: &Path,
+    lane: &Lane,
 ) -> Result<Downloaded> {
-    match attempt(store, key, name, destination).await {
+    match attempt(store, key, name, destination, lane).await {
         Err(failed @ (TransferError::Lzop { .. } | TransferError::NotTheSegment { .. })) => {
             tracing::warn!(error = %failed, "fetching a damaged object once more");
-            attempt(store, key, name, destination).await
+            attempt(store, key, name, destination, lane).await
         }
         done => done,
     }
 }
 
-async fn attempt(store: &dyn Store, key: &str, name: Option<&WalName>, destination: &Path) -> Result<Downloaded> {
+async fn attempt(
+    store: &dyn Store,
+    key: &str,
+    name: Option<&WalName>,
+    destination: &Path,
+    lane: &Lane,
+) -> Result<Downloaded> {
     let url = store.url(key);
+    let asked = Instant::now();
     let object = store.get(key, 0, None).await?;
+    lane.progress.waited(Stage::Store, asked.elapsed());
     let staged = StagedFile::create(destination).map_err(TransferError::file("create a file beside", destination))?;
     let staged = Arc::new(staged);
     let start = Arc::new(Mutex::new([0_u8; LONG_HEADER_LEN]));
     let mut size = 0_u64;
     let mut writes = Box::pin(
-        decompress::blocks(url.clone(), object.body, None)
+        decompress::blocks(url.clone(), object.body, Some(Arc::clone(&lane.progress)))
             .map(|block| {
                 let block = block?;
                 let begin = size;
@@ -70,7 +103,15 @@ async fn attempt(store: &dyn Store, key: &str, name: Option<&WalName>, destinati
                 }
                 let (staged, start, url) = (Arc::clone(&staged), Arc::clone(&start), url.clone());
                 let destination = destination.to_owned();
-                Ok(off_async(move || write_block(&url, &block, begin, &staged, &start, &destination)))
+                Ok(async move {
+                    let turn = lane.turns.turn(lane.rank).await;
+                    let progress = Arc::clone(&lane.progress);
+                    off_async(move || {
+                        let _turn = turn;
+                        write_block(&url, &block, begin, &staged, &start, &destination, &progress)
+                    })
+                    .await
+                })
             })
             .try_buffer_unordered(cores()),
     );
@@ -87,6 +128,11 @@ async fn attempt(store: &dyn Store, key: &str, name: Option<&WalName>, destinati
     Ok(Downloaded { size, page })
 }
 
+thread_local! {
+    /// A block's plain bytes: fresh memory for each would cost a page fault every 4 KiB.
+    static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 fn write_block(
     url: &str,
     block: &Block,
@@ -94,16 +140,25 @@ fn write_block(
     staged: &StagedFile,
     start: &Mutex<[u8; LONG_HEADER_LEN]>,
     destination: &Path,
+    progress: &Progress,
 ) -> Result<()> {
-    let mut plain = vec![0; block.plain_len()];
-    decompress::decode(url, block, &mut plain)?;
-    if begin < LONG_HEADER_LEN as u64 {
-        let mut start = start.lock().unwrap_or_else(PoisonError::into_inner);
-        let begin = begin as usize;
-        let len = plain.len().min(LONG_HEADER_LEN - begin);
-        start[begin..begin + len].copy_from_slice(&plain[..len]);
-    }
-    staged.file().write_all_at(&plain, begin).map_err(TransferError::file("write", destination))
+    PLAIN.with_borrow_mut(|plain| {
+        let began = Instant::now();
+        plain.resize(block.plain_len(), 0);
+        decompress::decode(url, block, plain)?;
+        let decoded = Instant::now();
+        progress.waited(Stage::Codec, decoded - began);
+        if begin < LONG_HEADER_LEN as u64 {
+            let mut start = start.lock().unwrap_or_else(PoisonError::into_inner);
+            let begin = begin as usize;
+            let len = plain.len().min(LONG_HEADER_LEN - begin);
+            start[begin..begin + len].copy_from_slice(&plain[..len]);
+        }
+        let written = staged.file().write_all_at(plain, begin).map_err(TransferError::file("write", destination));
+        progress.waited(Stage::Disk, decoded.elapsed());
+        progress.add_plain(plain.len() as u64);
+        written
+    })
 }
 
 fn check(name: SegmentName, start: &[u8], size: u64, url: &str) -> Result<LongPageHeader> {

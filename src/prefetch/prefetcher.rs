@@ -1,0 +1,597 @@
+//! The long-lived process that keeps the spool filled.
+//!
+//! One task owns all its state and does nothing but wait for the next event: a caller's line, a segment that arrived, the
+//! end of the server, a second gone by. Fetching and decompressing happen elsewhere and report here.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::pending;
+use std::io::{self, Write as _};
+use std::num::NonZeroUsize;
+use std::os::unix::net::UnixStream as Waiting;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use super::message::{About, Ask, MAX_LINE_BYTES, Reply};
+use super::pace::Pace;
+use super::spool::{Spool, SpoolLock};
+use super::stamp::{Origin, Stamp};
+use super::start;
+use super::status::{self, Status};
+use super::watch::Watch;
+use super::window::{Held, Window};
+use crate::formats::error_line::joined;
+use crate::formats::key::Layout;
+use crate::formats::wal_name::{SegmentName, SegmentSize, WalName};
+use crate::storage::Store;
+use crate::transfer::archive_end::{archive_end, next_after};
+use crate::transfer::progress::Progress;
+use crate::transfer::turns::Turns;
+use crate::transfer::wal_download::{Downloaded, Lane, download_wal};
+use crate::transfer::{self, TransferError, cores};
+
+/// Segments on their way at once. At 50 MB/s a connection, which is what S3 gives, 800 MB/s of compressed WAL.
+const MAX_FETCHES: usize = 16;
+
+/// The most segments ahead unless the caller says otherwise: at the fastest replay, the time of one stalled connection.
+const DEFAULT_LOOK_AHEAD: usize = 64;
+
+/// The part of the free space that the spool may take: the WAL that replay itself keeps has to fit beside it.
+const SHARE_OF_FREE_SPACE: u64 = 4;
+
+/// How often waiting callers hear that they are not forgotten, and everything else is looked after.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long a caller may take for its line.
+const LINE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Callers' lines that may wait.
+const LINES_WAITING: usize = 64;
+
+/// The pause after a failure before anything more is fetched ahead; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// How often a catch-up is summed up in a line.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The signals that end it in order. Any signal's default would end it as a signal does, and PostgreSQL would take that for
+/// a crash if it has adopted this process.
+const SIGNALS: [SignalKind; 6] = [
+    SignalKind::terminate(),
+    SignalKind::interrupt(),
+    SignalKind::hangup(),
+    SignalKind::quit(),
+    SignalKind::user_defined1(),
+    SignalKind::user_defined2(),
+];
+
+/// What to fetch, and where to.
+#[derive(Debug, Clone)]
+pub struct PrefetchOptions {
+    /// Where segments wait.
+    pub spool: Spool,
+    /// What they come from.
+    pub origin: Origin,
+    /// The first one.
+    pub position: SegmentName,
+    /// Their size.
+    pub segment_size: SegmentSize,
+    /// The most of them to keep ahead.
+    pub look_ahead: Option<usize>,
+    /// The most bytes of them to keep.
+    pub max_bytes: u64,
+    /// The process whose end ends the need for prefetching, if there is one yet.
+    pub recovery: Option<u32>,
+    /// How long to stay when nobody asks.
+    pub idle_timeout: Duration,
+}
+
+/// Why a prefetcher ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Another one works for this spool.
+    NotNeeded,
+    /// The server has finished recovery, or is gone.
+    RecoveryOver,
+    /// Nobody asked for long.
+    Idle,
+    /// Its callers have another configuration now.
+    Retired,
+    /// Its spool was removed.
+    SpoolGone,
+    /// Somebody told it to.
+    Told,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotNeeded => "another prefetcher works here",
+            Self::RecoveryOver => "the server has ended its recovery",
+            Self::Idle => "nobody has asked for a segment for long",
+            Self::Retired => "the configuration has changed",
+            Self::SpoolGone => "the spool was removed",
+            Self::Told => "it was told to",
+        })
+    }
+}
+
+/// Prefetches until it is not needed any more.
+///
+/// # Errors
+/// When the spool cannot be used at all. Whatever the archive does is no error here: callers hear of it.
+pub async fn prefetch(
+    store: Arc<dyn Store>,
+    layout: Layout,
+    options: PrefetchOptions,
+    lock: &SpoolLock,
+) -> io::Result<Ended> {
+    let spool = options.spool.clone();
+    spool.empty();
+    spool.write_stamp(&Stamp::new(&options.origin))?;
+    let (_directory, path) = spool.socket()?;
+    let mut lines = listen(UnixListener::bind(path)?);
+    let mut signals = SIGNALS.into_iter().map(signal).collect::<io::Result<Vec<Signal>>>()?;
+    if let Some(hint) = start::init_hint() {
+        tracing::warn!("{hint}");
+        spool.leave_news(&hint);
+    }
+    let mut prefetcher = Prefetcher::new(store, layout, options);
+    tracing::info!(position = %prefetcher.window.position(), archive = prefetcher.origin.archive, "prefetching");
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let ended = loop {
+        prefetcher.fetch_more();
+        let any_signal = futures::future::select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv())));
+        tokio::select! {
+            biased;
+            _ = any_signal => break Ended::Told,
+            () = ended(prefetcher.watch.as_ref()) => break Ended::RecoveryOver,
+            Some((ask, stream)) = lines.recv() => {
+                if ask.about == About::Retire {
+                    break Ended::Retired;
+                }
+                prefetcher.hear(ask, stream);
+            }
+            Some(done) = prefetcher.fetches.join_next() => {
+                // an aborted one says nothing
+                if let Ok((name, fetched, progress)) = done {
+                    prefetcher.fetched(name, fetched, &progress);
+                }
+            }
+            Some(Ok(answer)) = prefetcher.inquiries.join_next() => prefetcher.learned(answer),
+            _ = tick.tick() => {
+                if !lock.is_in_place() {
+                    break Ended::SpoolGone;
+                }
+                if prefetcher.last_ask.elapsed() > prefetcher.idle_timeout {
+                    break Ended::Idle;
+                }
+                prefetcher.look_after();
+            }
+        }
+    };
+    tracing::info!("ending: {ended}");
+    prefetcher.fetches.abort_all();
+    spool.empty();
+    if ended != Ended::SpoolGone {
+        prefetcher.show(&format!("ended: {ended}"));
+    }
+    Ok(ended)
+}
+
+async fn ended(watch: Option<&Watch>) {
+    match watch {
+        Some(watch) => watch.ended().await,
+        None => pending().await,
+    }
+}
+
+/// Reads one line of everyone who connects.
+fn listen(listener: UnixListener) -> mpsc::Receiver<(Ask, Waiting)> {
+    let (sender, receiver) = mpsc::channel(LINES_WAITING);
+    tokio::spawn(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(FIRST_PAUSE).await;
+                continue;
+            };
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                if let Ok(Some(ask)) = timeout(LINE_PATIENCE, read(stream)).await {
+                    let _ = sender.send(ask).await;
+                }
+            });
+        }
+    });
+    receiver
+}
+
+async fn read(stream: UnixStream) -> Option<(Ask, Waiting)> {
+    let mut reader = BufReader::new(stream).take(MAX_LINE_BYTES as u64);
+    let mut line = String::new();
+    reader.read_line(&mut line).await.ok()?;
+    let ask = line.strip_suffix('\n')?.parse().ok()?;
+    let waiting = reader.into_inner().into_inner().into_std().ok()?;
+    Some((ask, waiting))
+}
+
+/// What a question to the archive found out.
+enum Inquiry {
+    End(Option<SegmentName>),
+    Gap { absent: SegmentName, next: SegmentName },
+    Nothing,
+}
+
+type Fetched = (SegmentName, transfer::Result<Downloaded>, Arc<Progress>);
+
+struct Caller {
+    name: SegmentName,
+    stream: Waiting,
+    since: Instant,
+}
+
+struct Prefetcher {
+    store: Arc<dyn Store>,
+    layout: Layout,
+    spool: Spool,
+    origin: Origin,
+    segment_size: SegmentSize,
+    max_bytes: u64,
+    look_ahead: Option<usize>,
+    idle_timeout: Duration,
+    window: Window,
+    watch: Option<Watch>,
+    fetches: JoinSet<Fetched>,
+    aborts: HashMap<SegmentName, AbortHandle>,
+    turns: Arc<Turns>,
+    waiting: Vec<Caller>,
+    last_ask: Instant,
+    paused: Option<Instant>,
+    pause: Duration,
+    inquiries: JoinSet<Inquiry>,
+    reported: Instant,
+    /// Since when the window has ended where it does.
+    end_since: Option<(SegmentName, Instant)>,
+    archive_end: Option<SegmentName>,
+    pace: Pace,
+    hits: u64,
+    waits: u64,
+    misses: u64,
+    last_error: Option<(String, u64)>,
+    shown: Option<Status>,
+}
+
+impl Prefetcher {
+    fn new(store: Arc<dyn Store>, layout: Layout, options: PrefetchOptions) -> Self {
+        let cores = NonZeroUsize::new(cores()).unwrap_or(NonZeroUsize::MIN);
+        let mut prefetcher = Self {
+            store,
+            layout,
+            spool: options.spool,
+            origin: options.origin,
+            segment_size: options.segment_size,
+            max_bytes: options.max_bytes,
+            look_ahead: options.look_ahead,
+            idle_timeout: options.idle_timeout,
+            window: Window::new(options.position, options.segment_size, 0),
+            watch: options.recovery.map(Watch::new),
+            fetches: JoinSet::new(),
+            aborts: HashMap::new(),
+            turns: Turns::new(cores),
+            waiting: Vec::new(),
+            last_ask: Instant::now(),
+            paused: None,
+            pause: FIRST_PAUSE,
+            inquiries: JoinSet::new(),
+            reported: Instant::now(),
+            end_since: None,
+            archive_end: None,
+            pace: Pace::new(),
+            hits: 0,
+            waits: 0,
+            misses: 0,
+            last_error: None,
+            shown: None,
+        };
+        prefetcher.set_limit();
+        prefetcher
+    }
+
+    fn hear(&mut self, ask: Ask, stream: Waiting) {
+        self.last_ask = Instant::now();
+        if self.watch.as_ref().map(Watch::pid) != Some(ask.recovery) {
+            self.watch = Some(Watch::new(ask.recovery));
+        }
+        if self.look_ahead != ask.look_ahead {
+            self.look_ahead = ask.look_ahead;
+            self.set_limit();
+        }
+        match ask.about {
+            About::Took(name) => {
+                self.window.took(name);
+                self.hits += 1;
+                self.pace.took();
+            }
+            About::Found(name) => {
+                self.window.found(name);
+                self.misses += 1;
+                self.pace.took();
+            }
+            About::Want(name) => {
+                self.window.asked(name);
+                self.wanted(Caller { name, stream, since: Instant::now() });
+            }
+            About::Retire => {}
+        }
+        for stray in self.window.strays() {
+            self.give_up(stray);
+        }
+        if self.end_since.map(|(name, _)| name) != self.window.end() {
+            self.end_since = self.window.end().map(|name| (name, Instant::now()));
+        }
+    }
+
+    fn wanted(&mut self, caller: Caller) {
+        match self.window.held(caller.name) {
+            Some(Held::Ready) => answer(&caller.stream, &Reply::Ready),
+            Some(Held::Fetching) => self.waiting.push(caller),
+            // its caller asks the archive itself, whose answer is the one that counts
+            None if self.window.next() != Some(caller.name) => answer(&caller.stream, &Reply::Direct(String::new())),
+            None if self.paused.is_some() => {
+                let why = self.last_error.as_ref().map_or_else(String::new, |(error, _)| error.clone());
+                answer(&caller.stream, &Reply::Direct(why));
+            }
+            None => {
+                self.fetch(caller.name);
+                self.waiting.push(caller);
+            }
+        }
+    }
+
+    fn fetch_more(&mut self) {
+        while self.paused.is_none()
+            && self.fetches.len() < MAX_FETCHES
+            && let Some(name) = self.window.next()
+        {
+            self.fetch(name);
+        }
+    }
+
+    fn fetch(&mut self, name: SegmentName) {
+        self.window.began(name);
+        let (store, key) = (Arc::clone(&self.store), self.layout.wal(&name.to_string()));
+        let destination = self.spool.segment(name);
+        let lane = Lane {
+            turns: Arc::clone(&self.turns),
+            rank: name.number(self.segment_size).unwrap_or(u64::MAX),
+            progress: Arc::default(),
+        };
+        let abort = self.fetches.spawn(async move {
+            let fetched = download_wal(&*store, &key, Some(&WalName::Segment(name)), &destination, &lane).await;
+            (name, fetched, lane.progress)
+        });
+        self.aborts.insert(name, abort);
+    }
+
+    fn fetched(&mut self, name: SegmentName, fetched: transfer::Result<Downloaded>, progress: &Progress) {
+        self.aborts.remove(&name);
+        if self.window.held(name) != Some(Held::Fetching) {
+            // it was given up just as it came
+            self.spool.discard(name);
+            return;
+        }
+        let (waiting, others) = std::mem::take(&mut self.waiting).into_iter().partition(|caller| caller.name == name);
+        self.waiting = others;
+        let reply = self.judge(name, fetched);
+        for caller in waiting {
+            if reply == Reply::Ready {
+                self.waits += 1;
+                self.pace.waited(caller.since.elapsed(), progress.bottleneck());
+            }
+            answer(&caller.stream, &reply);
+        }
+        for stray in self.window.strays() {
+            self.give_up(stray);
+        }
+    }
+
+    fn judge(&mut self, name: SegmentName, fetched: transfer::Result<Downloaded>) -> Reply {
+        match fetched {
+            Ok(downloaded)
+                if downloaded.page.is_some_and(|page| page.system_identifier != self.origin.system_identifier) =>
+            {
+                self.spool.discard(name);
+                self.failed(name, format!("segment {name} of the archive belongs to another cluster"))
+            }
+            Ok(_) => {
+                self.window.arrived(name);
+                (self.paused, self.pause) = (None, FIRST_PAUSE);
+                Reply::Ready
+            }
+            Err(absent @ TransferError::Storage(_)) if absent.kind() == transfer::Kind::NotFound => {
+                self.window.absent(name);
+                self.end_since = self.window.end().map(|end| (end, Instant::now()));
+                tracing::debug!(%name, "not in the archive");
+                Reply::Direct(String::new())
+            }
+            Err(failed) => self.failed(name, joined(&failed)),
+        }
+    }
+
+    fn failed(&mut self, name: SegmentName, why: String) -> Reply {
+        self.window.failed(name);
+        tracing::warn!(%name, pause = ?self.pause, "{why}");
+        self.last_error = Some((why.clone(), status::now()));
+        self.paused = Some(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(MAX_PAUSE);
+        Reply::Direct(why)
+    }
+
+    /// Stops fetching `name`, or drops it from the spool.
+    fn give_up(&mut self, name: SegmentName) {
+        match self.aborts.remove(&name) {
+            Some(abort) => abort.abort(),
+            None => self.spool.discard(name),
+        }
+        let (waiting, others) = std::mem::take(&mut self.waiting).into_iter().partition(|caller| caller.name == name);
+        self.waiting = others;
+        for caller in waiting {
+            answer(&caller.stream, &Reply::Direct(String::new()));
+        }
+    }
+
+    fn look_after(&mut self) {
+        for caller in &self.waiting {
+            answer(&caller.stream, &Reply::Wait);
+        }
+        if self.paused.is_some_and(|until| until <= Instant::now()) {
+            self.paused = None;
+        }
+        self.set_limit();
+        if self.reported.elapsed() >= REPORT_INTERVAL {
+            self.reported = Instant::now();
+            self.inquire();
+        }
+        self.show(self.state());
+    }
+
+    /// As wide as the space that is free now allows.
+    fn set_limit(&mut self) {
+        let held = self.window.counts().0 as u64 * self.segment_size.bytes();
+        let free = self.spool.free_bytes().unwrap_or(0);
+        let room = self.max_bytes.min(free.saturating_add(held) / SHARE_OF_FREE_SPACE) / self.segment_size.bytes();
+        let wish = self.look_ahead.unwrap_or(DEFAULT_LOOK_AHEAD);
+        self.window.set_limit(wish.min(usize::try_from(room).unwrap_or(usize::MAX)));
+    }
+
+    fn inquire(&mut self) {
+        let (store, layout, size) = (Arc::clone(&self.store), self.layout.clone(), self.segment_size);
+        if self.pace.taken() > 0 {
+            let position = self.window.position();
+            self.inquiries.spawn(async move {
+                Inquiry::End(archive_end(&*store, &layout, position, size).await.unwrap_or_default())
+            });
+        } else if let Some((absent, since)) = self.end_since
+            && since.elapsed() >= REPORT_INTERVAL
+            && self.last_ask.elapsed() < REPORT_INTERVAL
+        {
+            self.inquiries.spawn(async move {
+                match next_after(&*store, &layout, absent).await {
+                    Ok(Some(next)) => Inquiry::Gap { absent, next },
+                    _ => Inquiry::Nothing,
+                }
+            });
+        }
+    }
+
+    fn learned(&mut self, answer: Inquiry) {
+        match answer {
+            Inquiry::End(end) => {
+                self.archive_end = end;
+                let line = self.summary();
+                tracing::info!("{line}");
+                self.spool.leave_news(&line);
+            }
+            Inquiry::Gap { absent, next } if self.window.end() == Some(absent) => {
+                let line = format!(
+                    "segment {absent} is missing from the archive, although {next} is there: replay cannot go on without it"
+                );
+                tracing::error!("{line}");
+                self.last_error = Some((line.clone(), status::now()));
+                self.spool.leave_news(&line);
+            }
+            Inquiry::Gap { .. } | Inquiry::Nothing => {}
+        }
+    }
+
+    /// The line of a minute of catch-up.
+    fn summary(&mut self) -> String {
+        let status = self.status(String::new());
+        let mut line = format!(
+            "replay took {} segments in the last minute ({:.1}/s, {:.0} MB/s) and needs {} next",
+            self.pace.taken(),
+            status.segments_per_second,
+            status.megabytes_per_second,
+            status.position
+        );
+        if let (Some(end), Some(left)) = (&status.archive_end, status.segments_left) {
+            line += &format!("; {left} segments to the archive's end at {end}");
+        }
+        if let Some(seconds) = status.seconds_left {
+            line += &format!(", about {} min", seconds.div_ceil(60));
+        }
+        if let Some(bottleneck) = status.bottleneck {
+            line += &format!("; bottleneck: {bottleneck}");
+        }
+        line
+    }
+
+    fn state(&self) -> &'static str {
+        match (self.paused, self.window.end(), self.waiting.is_empty()) {
+            (Some(_), ..) => "pausing after an error",
+            (None, _, false) => "fetching a segment that replay waits for",
+            (None, Some(end), true) if end == self.window.position() => "waiting at the archive's end",
+            (None, ..) if self.window.look_ahead() == 0 => "no room to fetch ahead",
+            (None, ..) if self.aborts.is_empty() => "waiting for replay",
+            (None, ..) => "fetching ahead of replay",
+        }
+    }
+
+    fn status(&mut self, state: impl Into<String>) -> Status {
+        let number = |name: SegmentName| name.number(self.segment_size);
+        let position = self.window.position();
+        let segments_left = self.archive_end.filter(|end| end.timeline() == position.timeline()).and_then(|end| {
+            let end = number(end)?;
+            Some((end + 1).saturating_sub(number(position)?))
+        });
+        let rate = self.pace.segments_per_second();
+        let seconds_left = segments_left.filter(|_| rate > 0.0).map(|left| (left as f64 / rate).ceil() as u64);
+        let (ready, fetching) = self.window.counts();
+        Status {
+            running: true,
+            pid: std::process::id(),
+            time: 0,
+            state: state.into(),
+            archive: self.origin.archive.clone(),
+            position: position.to_string(),
+            look_ahead: self.window.look_ahead(),
+            look_ahead_limit: self.window.limit(),
+            ready,
+            fetching,
+            hits: self.hits,
+            waits: self.waits,
+            misses: self.misses,
+            segments_per_second: rate,
+            megabytes_per_second: rate * self.segment_size.bytes() as f64 / 1e6,
+            archive_end: self.archive_end.map(|end| end.to_string()),
+            segments_left,
+            seconds_left,
+            bottleneck: self.pace.bottleneck().map(str::to_owned),
+            last_error: self.last_error.as_ref().map(|(error, _)| error.clone()),
+            last_error_time: self.last_error.as_ref().map(|(_, time)| *time),
+        }
+    }
+
+    /// Writes the status where it can be read, if it has changed.
+    fn show(&mut self, state: &str) {
+        let status = self.status(state);
+        if self.shown.as_ref() != Some(&status) {
+            let _ = Status { time: status::now(), ..status.clone() }.write(&self.spool);
+            self.shown = Some(status);
+        }
+    }
+}
+
+/// Says it to a caller, who may be gone by now. Never waits: a line fits into any socket's buffer.
+fn answer(mut stream: &Waiting, reply: &Reply) {
+    let _ = stream.write_all(format!("{reply}\n").as_bytes());
+}

@@ -1,0 +1,339 @@
+//! The directory where fetched segments wait for replay.
+//!
+//! It lies beside the WAL files, where WAL-E has its own (`spec/wal-e-format.md` §7.2), so that taking a segment is a
+//! rename; or wherever the user wants it. It may be deleted at any time.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use sha2::{Digest as _, Sha256};
+
+use super::stamp::Stamp;
+use crate::formats::hex::hex;
+use crate::formats::wal_name::SegmentName;
+use crate::formats::wal_page::{LONG_HEADER_LEN, check_segment};
+use crate::fs::staged::StagedFile;
+
+/// How long a new prefetcher waits for the one before it to end, and how often it looks.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How much may wait for a caller before the older part of it is dropped.
+const MAX_NEWS_BYTES: usize = 4096;
+
+/// A spool's place. Nothing has to be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spool {
+    directory: PathBuf,
+}
+
+impl Spool {
+    /// The spool of the cluster at `data_directory`: below its `wal_directory`, or in a directory of its own below
+    /// `elsewhere`, which several clusters may share.
+    pub fn of(data_directory: &Path, wal_directory: &Path, elsewhere: Option<&Path>) -> Self {
+        let directory = elsewhere.map_or_else(
+            || wal_directory.join(".wal-e/prefetch"),
+            |parent| {
+                let whole = fs::canonicalize(data_directory).unwrap_or_else(|_| data_directory.to_owned());
+                let digest = Sha256::digest(whole.as_os_str().as_bytes());
+                parent.join(hex(&digest[..8]))
+            },
+        );
+        Self { directory }
+    }
+
+    /// The spool at a directory that a caller has worked out.
+    pub fn at(directory: PathBuf) -> Self {
+        Self { directory }
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Where a segment waits.
+    pub fn segment(&self, name: SegmentName) -> PathBuf {
+        self.directory.join(name.to_string())
+    }
+
+    /// The prefetcher's log.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// What the prefetcher shows of itself.
+    pub fn status(&self) -> PathBuf {
+        self.directory.join("status.json")
+    }
+
+    /// Makes the directory, for its owner only.
+    ///
+    /// # Errors
+    /// Also when somebody else owns it or others may write in it: they could slip a segment in.
+    pub fn create(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        if self.is_ours() {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user, or others may write in it"))
+    }
+
+    /// Whether only this user can have put anything there.
+    pub fn is_ours(&self) -> bool {
+        let ours = rustix::process::geteuid().as_raw();
+        fs::metadata(&self.directory).is_ok_and(|found| found.uid() == ours && found.mode() & 0o022 == 0)
+    }
+
+    /// Whose segments it holds, if that can be read.
+    pub fn stamp(&self) -> Option<Stamp> {
+        serde_json::from_slice(&fs::read(self.directory.join("stamp")).ok()?).ok()
+    }
+
+    /// Says whose segments it will hold.
+    pub fn write_stamp(&self, stamp: &Stamp) -> io::Result<()> {
+        self.publish("stamp", &serde_json::to_vec(stamp)?)
+    }
+
+    /// Moves a segment to `destination` if it is there and whole, and of the cluster `system_identifier`: a rename, or a copy
+    /// where that is another filesystem. Anything odd about it is an error, and nothing has happened then.
+    pub fn take(&self, name: SegmentName, system_identifier: u64, destination: &Path) -> io::Result<bool> {
+        let path = self.segment(name);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(absent) if absent.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(odd) => return Err(odd),
+        };
+        let mut start = [0; LONG_HEADER_LEN];
+        file.read_exact_at(&mut start, 0)?;
+        let page = check_segment(name, &start, file.metadata()?.len()).map_err(io::Error::other)?;
+        if page.system_identifier != system_identifier {
+            return Err(io::Error::other("it is of another cluster"));
+        }
+        match fs::rename(&path, destination) {
+            Err(failed) if failed.kind() == io::ErrorKind::CrossesDevices => {
+                let staged = StagedFile::create(destination)?;
+                io::copy(&mut &file, &mut staged.file())?;
+                staged.publish()?;
+                let _ = fs::remove_file(&path);
+                Ok(true)
+            }
+            renamed => renamed.map(|()| true),
+        }
+    }
+
+    /// Removes a segment, if it is there.
+    pub fn discard(&self, name: SegmentName) {
+        let _ = fs::remove_file(self.segment(name));
+    }
+
+    /// Removes everything but the log, the lock and the last status.
+    pub fn empty(&self) {
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            if !["log", "lock", "status.json"].iter().any(|kept| entry.file_name() == *kept) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Bytes that a file here can still take.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(&self.directory)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    /// A path to the prefetcher's socket that is short enough for one, however deep the spool lies. Good while the file is
+    /// kept open.
+    pub fn socket(&self) -> io::Result<(File, PathBuf)> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = File::from(rustix::fs::open(&self.directory, flags, Mode::empty())?);
+        let path = PathBuf::from(format!("/proc/self/fd/{}/socket", directory.as_raw_fd()));
+        Ok((directory, path))
+    }
+
+    /// Leaves a line for the next caller, which repeats it where people look: in the server's log.
+    pub fn leave_news(&self, line: &str) {
+        let path = self.directory.join("news");
+        let mut text = fs::read(&path).unwrap_or_default();
+        // nobody has come for long
+        if text.len() > MAX_NEWS_BYTES {
+            text.clear();
+        }
+        text.extend_from_slice(line.as_bytes());
+        text.push(b'\n');
+        let _ = self.publish("news", &text);
+    }
+
+    /// Takes what was left for a caller. Costs one system call when there is nothing.
+    pub fn take_news(&self) -> Option<String> {
+        let mine = self.directory.join(format!("news.{}", std::process::id()));
+        fs::rename(self.directory.join("news"), &mine).ok()?;
+        let text = fs::read_to_string(&mine).ok();
+        let _ = fs::remove_file(&mine);
+        text
+    }
+
+    /// Writes a small file, not durably.
+    pub fn publish(&self, file_name: &str, bytes: &[u8]) -> io::Result<()> {
+        let staged = StagedFile::create(&self.directory.join(file_name))?;
+        staged.file().write_all_at(bytes, 0)?;
+        staged.publish()
+    }
+}
+
+/// The right to fill a spool, which one process has at a time.
+#[derive(Debug)]
+pub struct SpoolLock {
+    file: File,
+    path: PathBuf,
+}
+
+impl SpoolLock {
+    /// Takes the lock, and waits a while for a process that is just ending. None when another one keeps it.
+    pub fn acquire(spool: &Spool) -> io::Result<Option<Self>> {
+        let path = spool.directory.join("lock");
+        let began = Instant::now();
+        loop {
+            let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    let lock = Self { file, path: path.clone() };
+                    if lock.is_in_place() {
+                        return Ok(Some(lock));
+                    }
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() > LOCK_PATIENCE => return Ok(None),
+                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_INTERVAL),
+                Err(failed) => return Err(failed.into()),
+            }
+        }
+    }
+
+    /// Whether a prefetcher holds it now.
+    pub fn is_held(spool: &Spool) -> bool {
+        File::open(spool.directory.join("lock"))
+            .is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK))
+    }
+
+    /// Whether the lock's file is still where others look for it; when not, somebody has removed the spool.
+    pub fn is_in_place(&self) -> bool {
+        let identity = |found: fs::Metadata| (found.dev(), found.ino());
+        let (Ok(held), Ok(found)) = (self.file.metadata(), fs::metadata(&self.path)) else { return false };
+        identity(held) == identity(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SYSTEM_IDENTIFIER: u64 = 7_400_000_000_000_000_001;
+
+    fn segment() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(0xD110_u16.to_le_bytes());
+        bytes.extend(2_u16.to_le_bytes());
+        bytes.extend(1_u32.to_le_bytes());
+        bytes.extend(0x0010_0000_u64.to_le_bytes());
+        bytes.extend([0; 8]);
+        bytes.extend(SYSTEM_IDENTIFIER.to_le_bytes());
+        bytes.extend((1_u32 << 20).to_le_bytes());
+        bytes.extend(8192_u32.to_le_bytes());
+        bytes.resize(1 << 20, 0);
+        bytes
+    }
+
+    fn spool(directory: &Path) -> Spool {
+        let spool = Spool::of(directory, &directory.join("pg_wal"), None);
+        spool.create().unwrap();
+        spool
+    }
+
+    #[test]
+    fn a_whole_segment_of_the_right_cluster_is_moved() {
+        let data = tempfile::tempdir().unwrap();
+        let spool = spool(data.path());
+        let name: SegmentName = "000000010000000000000001".parse().unwrap();
+        let destination = data.path().join("pg_wal/RECOVERYXLOG");
+        assert!(!spool.take(name, SYSTEM_IDENTIFIER, &destination).unwrap());
+        let place = spool.segment(name);
+        let good = segment();
+        let other: SegmentName = "000000010000000000000002".parse().unwrap();
+        fs::write(spool.segment(other), &good).unwrap();
+        assert!(spool.take(other, SYSTEM_IDENTIFIER, &destination).is_err(), "another segment's bytes");
+        for bad in [&good[..good.len() - 1], &[0; 1 << 20][..], &[][..]] {
+            fs::write(&place, bad).unwrap();
+            assert!(spool.take(name, SYSTEM_IDENTIFIER, &destination).is_err());
+        }
+        fs::write(&place, &good).unwrap();
+        assert!(spool.take(name, SYSTEM_IDENTIFIER + 1, &destination).is_err());
+        assert!(!destination.exists());
+        assert!(spool.take(name, SYSTEM_IDENTIFIER, &destination).unwrap());
+        assert_eq!((fs::read(&destination).unwrap(), place.exists()), (good, false));
+    }
+
+    #[test]
+    fn several_clusters_share_a_place_elsewhere() {
+        let [a, b] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let elsewhere = Some(Path::new("/spools"));
+        let of = |data: &Path| Spool::of(data, &data.join("pg_wal"), elsewhere);
+        assert_ne!(of(a.path()), of(b.path()));
+        let link = b.path().join("link");
+        std::os::unix::fs::symlink(a.path(), &link).unwrap();
+        assert_eq!(of(a.path()), of(&link), "whatever the cluster is called");
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_in_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let data = tempfile::tempdir().unwrap();
+        let spool = spool(data.path());
+        fs::set_permissions(spool.directory(), fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(spool.create().is_err());
+    }
+
+    #[test]
+    fn one_process_at_a_time_and_a_deleted_spool_is_noticed() {
+        let data = tempfile::tempdir().unwrap();
+        let spool = spool(data.path());
+        assert!(!SpoolLock::is_held(&spool));
+        let lock = SpoolLock::acquire(&spool).unwrap().unwrap();
+        assert!(SpoolLock::is_held(&spool) && lock.is_in_place());
+        fs::remove_dir_all(spool.directory()).unwrap();
+        assert!(!lock.is_in_place());
+        spool.create().unwrap();
+        assert!(!SpoolLock::is_held(&spool), "the new directory's lock is another");
+        assert!(SpoolLock::acquire(&spool).unwrap().is_some() && !lock.is_in_place());
+    }
+
+    #[test]
+    fn news_is_told_once() {
+        let data = tempfile::tempdir().unwrap();
+        let spool = spool(data.path());
+        assert_eq!(spool.take_news(), None);
+        spool.leave_news("one");
+        spool.leave_news("two");
+        assert_eq!(spool.take_news().unwrap(), "one\ntwo\n");
+        assert_eq!(spool.take_news(), None);
+    }
+
+    #[test]
+    fn emptying_leaves_what_tells_people_what_happened() {
+        let data = tempfile::tempdir().unwrap();
+        let spool = spool(data.path());
+        for name in ["000000010000000000000001", ".000000010000000000000002.wal-eve.7", "log", "lock", "stamp"] {
+            fs::write(spool.directory().join(name), "").unwrap();
+        }
+        spool.empty();
+        let mut left: Vec<_> =
+            fs::read_dir(spool.directory()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["lock", "log"]);
+    }
+}
