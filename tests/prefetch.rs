@@ -104,7 +104,8 @@ fn prefetcher(source: &Source, cluster: &PgCluster) -> Pid {
 }
 
 fn segments_in(spool: &PathBuf) -> Vec<String> {
-    let names = fs::read_dir(spool).into_iter().flatten().flatten().map(|entry| entry.file_name().into_string().unwrap());
+    let names =
+        fs::read_dir(spool).into_iter().flatten().flatten().map(|entry| entry.file_name().into_string().unwrap());
     names.filter(|name| name.contains("00000000")).collect()
 }
 
@@ -118,7 +119,10 @@ fn replay(major: u32) {
     let segments = source.server().keys("b", "p/wal_005/").len();
     let gets = source.server().count(Operation::GetObject, "wal_005/000000010000");
     let status = status(&source, &standby);
-    eprintln!("{gets} GETs, {segments} segments, {status:#}\n{}", fs::read_to_string(spool(&standby).join("log")).unwrap());
+    eprintln!(
+        "{gets} GETs, {segments} segments, {status:#}\n{}",
+        fs::read_to_string(spool(&standby).join("log")).unwrap()
+    );
     let pid = prefetcher(&source, &standby);
     assert!(is_alive(pid));
     standby.stop(Mode::Fast);

@@ -13,6 +13,7 @@ use super::args::{GlobalArgs, PrefetchArgs, WalFetchArgs};
 use super::environment::Environment;
 use super::exit::Failure;
 use super::store::ArchiveConfig;
+use crate::commands::backup_fetch::FirstWal;
 use crate::formats::wal_name::{SegmentName, SegmentSize};
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::recovery_process::recovery_process;
@@ -90,6 +91,25 @@ impl Request {
     }
 }
 
+/// Starts a prefetcher for a server that does not run yet.
+pub(super) fn start_after_restore(first: &FirstWal, global: &GlobalArgs, environment: &Environment) {
+    // the server's user could neither use root's spool nor replace it
+    if rustix::process::geteuid().is_root() {
+        tracing::info!("not fetching WAL ahead, since the server will be another user's");
+        return;
+    }
+    let beginning = Beginning {
+        spool: &spool(&first.directory, environment),
+        position: first.name,
+        segment_size: first.page.segment_size,
+        system_identifier: first.page.system_identifier,
+        look_ahead: None,
+        recovery: None,
+        idle_timeout: IDLE_TIMEOUT_AFTER_RESTORE,
+    };
+    beginning.start(global, environment);
+}
+
 /// What a new prefetcher is told.
 struct Beginning<'a> {
     spool: &'a Spool,
@@ -135,9 +155,16 @@ fn origin(system_identifier: u64, global: &GlobalArgs, config: &ArchiveConfig, e
 /// replaces it.
 fn configuration(global: &GlobalArgs, environment: &Environment) -> [u8; 32] {
     const PREFIXES: [&str; 3] = ["WALE_", "WAL_EVE_", "AWS_"];
-    const NAMES: [&str; 6] = ["HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
-    let applies = |name: &str| {
-        PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || NAMES.contains(&name.to_ascii_uppercase().as_str())
+    const NAMES: [&str; 5] = ["SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
+    // where the files of ~/.aws are, in case the credentials come from there
+    let home = environment.text("AWS_ACCESS_KEY_ID").is_none();
+    let applies = |name: &str| match name {
+        "WALE_LOG_DESTINATION" => false,
+        "HOME" => home,
+        _ => {
+            PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+                || NAMES.contains(&name.to_ascii_uppercase().as_str())
+        }
     };
     let mut digest = Sha256::new();
     let mut add = |bytes: &[u8]| {

@@ -20,7 +20,7 @@ use super::exit::{Caller, ExitStatus, Failure};
 use super::recovery::usage_status;
 use super::store::ArchiveConfig;
 use super::{backup_table, connection, log, next_steps, prefetch, progress_line, recovery};
-use crate::commands::backup_fetch::{BackupFetchOptions, TablespaceChoice, backup_fetch};
+use crate::commands::backup_fetch::{BackupFetchOptions, FirstWal, TablespaceChoice, backup_fetch};
 use crate::commands::backup_list::{BackupListOptions, backup_list};
 use crate::commands::backup_push::{BackupPushOptions, backup_push};
 use crate::commands::wal_fetch::{Fetched, WalFetchOptions, wal_fetch};
@@ -84,7 +84,7 @@ pub fn run(args: &[OsString]) -> ExitStatus {
             ExitStatus::DONE
         }),
         Command::BackupList(args) => config().and_then(|config| list(args, config)),
-        Command::BackupFetch(args) => config().and_then(|config| restore(args, config)),
+        Command::BackupFetch(args) => config().and_then(|config| restore(args, &global, config, &environment)),
         Command::BackupPush(args) => config().and_then(|config| back_up(args, config, &environment)),
     };
     done.unwrap_or_else(|failure| {
@@ -152,7 +152,8 @@ fn fetch(
     let usual = if caller == Caller::WalFetch(ExitStatus::LATER) { WAL_PATIENCE } else { RECOVERY_PATIENCE };
     let patience = args.patience.map_or(usual, Duration::from_secs);
     let archive = config.open(patient_for(patience), nonzero(REQUESTS_PER_PARTITION));
-    let options = WalFetchOptions { file_name: args.segment, destination: args.destination };
+    let refuse_gap = caller != Caller::WalFetch(ExitStatus::LATER);
+    let options = WalFetchOptions { file_name: args.segment, destination: args.destination, refuse_gap };
     match run_to_end(light_runtime(), wal_fetch(&archive, &options))? {
         Fetched::Restored(_) => {
             if let Some(ahead) = ahead {
@@ -212,7 +213,7 @@ fn list(args: BackupListArgs, config: ArchiveConfig) -> Result {
     Ok(ExitStatus::DONE)
 }
 
-fn restore(args: BackupFetchArgs, config: ArchiveConfig) -> Result {
+fn restore(args: BackupFetchArgs, global: &GlobalArgs, config: ArchiveConfig, environment: &Environment) -> Result {
     let tablespaces = match args.restore_spec {
         _ if args.blind_restore => TablespaceChoice::Blind,
         None => TablespaceChoice::ExistingLinks,
@@ -227,9 +228,14 @@ fn restore(args: BackupFetchArgs, config: ArchiveConfig) -> Result {
         tablespaces,
         allow_missing_wal: args.allow_missing_wal,
     };
+    let start = |first: &FirstWal| {
+        if !args.no_prefetch {
+            prefetch::start_after_restore(first, global, environment);
+        }
+    };
     let report = long_work("restoring", |progress| {
         let (archive, options) = (&archive, &options);
-        async move { backup_fetch(archive, options, progress).await }
+        async move { backup_fetch(archive, options, progress, start).await }
     })?;
     print(&next_steps::text(&report));
     Ok(ExitStatus::DONE)

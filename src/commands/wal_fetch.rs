@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use super::archive::Archive;
 use super::{CommandError, Result};
-use crate::formats::wal_name::WalName;
+use crate::formats::wal_name::{SegmentName, WalName};
+use crate::storage;
+use crate::transfer::archive_end::next_after;
 use crate::transfer::wal_download::{Downloaded, Lane, download_wal};
 use crate::transfer::{self, TransferError};
 
@@ -16,6 +18,9 @@ pub struct WalFetchOptions {
     pub file_name: String,
     /// Where to put it, as PostgreSQL's `%p` gives it.
     pub destination: PathBuf,
+    /// Whether "not there" would end recovery for good, so that a segment missing from the middle of the archive has to stop
+    /// it instead.
+    pub refuse_gap: bool,
 }
 
 /// What came of it.
@@ -37,11 +42,29 @@ pub async fn wal_fetch(archive: &Archive, options: &WalFetchOptions) -> Result<F
     let key = archive.layout.wal(&options.file_name);
     match download_wal(&*archive.store, &key, name.as_ref(), &options.destination, &Lane::alone()).await {
         Ok(downloaded) => Ok(Fetched::Restored(downloaded)),
-        Err(failed @ TransferError::Storage(_)) if failed.kind() == transfer::Kind::NotFound => Ok(Fetched::Absent),
+        Err(failed @ TransferError::Storage(_)) if failed.kind() == transfer::Kind::NotFound => match name {
+            Some(WalName::Segment(segment)) if options.refuse_gap => absent_unless_in_a_gap(archive, segment).await,
+            _ => Ok(Fetched::Absent),
+        },
         Err(TransferError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             let destination = options.destination.display();
             Err(CommandError::refused(format!("could not create a file beside \"{destination}\": {source}"))
                 .with_hint("PostgreSQL's restore_command runs in the data directory, which %p is relative to; there use wal-eve wal-fetch %f %p."))
+        }
+        Err(failed) => Err(failed.into()),
+    }
+}
+
+/// At the archive's end, "not there" is the right answer. In its middle it would end recovery before all that follows.
+async fn absent_unless_in_a_gap(archive: &Archive, segment: SegmentName) -> Result<Fetched> {
+    match next_after(&*archive.store, &archive.layout, segment).await {
+        Ok(None) => Ok(Fetched::Absent),
+        Ok(Some(next)) => Err(CommandError::refused(format!("segment {segment} is missing from the archive, although {next} is there"))
+            .with_detail("Recovery would end here, and everything after this segment would be lost.")
+            .with_hint("Put the segment back, or recover to a point before it; to accept the loss, use wal-fetch --on-outage retry.")),
+        Err(failed) if failed.kind() == storage::Kind::Denied => {
+            tracing::warn!("could not list the archive to see whether {segment} is its end: {}", failed.cause());
+            Ok(Fetched::Absent)
         }
         Err(failed) => Err(failed.into()),
     }

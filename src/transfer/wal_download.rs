@@ -13,7 +13,7 @@ use super::progress::{Progress, Stage};
 use super::turns::Turns;
 use super::{Result, TransferError, cores, decompress, off_async};
 use crate::formats::lzop::Block;
-use crate::formats::wal_name::{SegmentName, SegmentSize, WalName};
+use crate::formats::wal_name::{SegmentName, WalName};
 use crate::formats::wal_page::{self, LONG_HEADER_LEN, LongPageHeader};
 use crate::fs::staged::StagedFile;
 use crate::storage::Store;
@@ -28,13 +28,6 @@ pub struct Downloaded {
     pub size: u64,
     /// The header of its first page, when it is a segment.
     pub page: Option<LongPageHeader>,
-}
-
-impl Downloaded {
-    /// The segment size that it tells.
-    pub fn segment_size(&self) -> Option<SegmentSize> {
-        self.page.map(|page| page.segment_size)
-    }
 }
 
 /// A download's place among those that share the processor.
@@ -170,9 +163,9 @@ fn check(name: SegmentName, start: &[u8], size: u64, url: &str) -> Result<LongPa
     Ok(page)
 }
 
-/// The segment size that the archived segment `name` tells in its first page; none when the archive does not hold it. Only
-/// the object's first block is read.
-pub async fn segment_size(store: &dyn Store, key: &str, name: SegmentName) -> Result<Option<SegmentSize>> {
+/// The header of the archived segment `name`'s first page; none when the archive does not hold it. Only the object's first
+/// block is read.
+pub async fn first_page(store: &dyn Store, key: &str, name: SegmentName) -> Result<Option<LongPageHeader>> {
     let url = store.url(key);
     let object = match store.get(key, 0, None).await {
         Err(absent) if absent.kind() == crate::storage::Kind::NotFound => return Ok(None),
@@ -187,5 +180,5 @@ pub async fn segment_size(store: &dyn Store, key: &str, name: SegmentName) -> Re
     let not_the_segment = |source| TransferError::NotTheSegment { url: url.clone(), source };
     let page = LongPageHeader::parse(&plain).map_err(not_the_segment)?;
     wal_page::check_segment(name, &plain, page.segment_size.bytes()).map_err(not_the_segment)?;
-    Ok(Some(page.segment_size))
+    Ok(Some(page))
 }

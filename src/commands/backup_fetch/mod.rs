@@ -14,6 +14,7 @@ mod target;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -29,7 +30,9 @@ use crate::formats::backup_name::BackupName;
 use crate::formats::restore_spec::RestoreSpec;
 use crate::formats::sentinel::Sentinel;
 use crate::formats::wal_name::SegmentName;
+use crate::formats::wal_page::LongPageHeader;
 use crate::fs::filesystem_sync::FilesystemSync;
+use crate::pg::data_directory::DataDirectory;
 use crate::transfer::off_async;
 use crate::transfer::partition_download::download_partition;
 use crate::transfer::progress::Progress;
@@ -78,11 +81,24 @@ pub struct BackupFetchReport {
     pub next_steps: NextSteps,
 }
 
-/// Restores a base backup.
+/// Where the restored server will begin to read WAL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FirstWal {
+    /// The data directory, in which the WAL's directory is now.
+    pub directory: DataDirectory,
+    /// The first segment.
+    pub name: SegmentName,
+    /// Its first page.
+    pub page: LongPageHeader,
+}
+
+/// Restores a base backup. Calls `on_wal_directory` once, as soon as WAL could be put where the server will look for it, unless
+/// the backup needs none.
 pub async fn backup_fetch(
     archive: &Archive,
     options: &BackupFetchOptions,
     progress: Arc<Progress>,
+    on_wal_directory: impl FnOnce(&FirstWal) + Send,
 ) -> Result<BackupFetchReport> {
     let backup = backup_query::resolve(archive, &options.query).await?;
     let name = backup.name;
@@ -92,7 +108,7 @@ pub async fn backup_fetch(
     tracing::info!(backup = %name, directory = %directory.display(), "restoring a base backup");
 
     let partitions = partitions::list(archive, &name).await?;
-    check_wal(archive, &name, &sentinel, options.allow_missing_wal).await?;
+    let first_page = check_wal(archive, &name, &sentinel, options.allow_missing_wal).await?;
     progress.set_total(sentinel.expanded_size_bytes);
     progress.set_parts_total(partitions.len() as u64);
 
@@ -108,26 +124,41 @@ pub async fn backup_fetch(
     (0..resumed_partitions).for_each(|_| progress.part_done());
 
     let journal = Arc::new(journal);
-    let bytes = stream::iter(partitions.iter().filter(|part| !journal.is_done(part.number)))
-        .map(|part| {
-            let (destination, progress, journal) = (destination.clone(), progress.clone(), journal.clone());
-            async move {
-                let extracted = download_partition(&*archive.store, &part.key, destination, progress.clone()).await?;
-                let number = part.number;
-                off_async(move || journal.record(number)).await?;
-                progress.part_done();
-                tracing::info!(
-                    partition = number,
-                    members = extracted.members,
-                    bytes = extracted.bytes,
-                    "partition restored"
-                );
-                Result::Ok(extracted.bytes)
+    let mut on_wal_directory = first_page.map(|page| (page, on_wal_directory));
+    let bytes = {
+        let mut extracted = pin!(
+            stream::iter(partitions.iter().filter(|part| !journal.is_done(part.number)))
+                .map(|part| {
+                    let (destination, progress, journal) = (destination.clone(), progress.clone(), journal.clone());
+                    async move {
+                        let extracted =
+                            download_partition(&*archive.store, &part.key, destination, progress.clone()).await?;
+                        let number = part.number;
+                        off_async(move || journal.record(number)).await?;
+                        progress.part_done();
+                        tracing::info!(
+                            partition = number,
+                            members = extracted.members,
+                            bytes = extracted.bytes,
+                            "partition restored"
+                        );
+                        Result::Ok(extracted.bytes)
+                    }
+                })
+                .buffer_unordered(options.pool_size.get())
+        );
+        let mut bytes = 0;
+        while let Some(of_partition) = extracted.try_next().await? {
+            bytes += of_partition;
+            if let Ok(directory) = DataDirectory::open(&directory)
+                && directory.wal_directory().is_dir()
+                && let Some((page, call)) = on_wal_directory.take()
+            {
+                call(&FirstWal { directory, name: name.segment(), page });
             }
-        })
-        .buffer_unordered(options.pool_size.get())
-        .try_fold(0, |sum, bytes| std::future::ready(Ok(sum + bytes)))
-        .await?;
+        }
+        bytes
+    };
 
     let last = partitions.last().map(|part| part.number);
     let next_steps = off_async(move || finish(&target, syncs, &journal, last)).await?;
@@ -222,26 +253,33 @@ fn finish(target: &Target, syncs: Vec<FilesystemSync>, journal: &Journal, last: 
     Ok(next_steps)
 }
 
-/// Refuses to spend hours on a backup that cannot become consistent.
-async fn check_wal(archive: &Archive, name: &BackupName, sentinel: &Sentinel, allow_missing: bool) -> Result<()> {
-    let Ok(last) = sentinel.stop_segment.parse::<SegmentName>() else { return Ok(()) };
+/// Refuses to spend hours on a backup that cannot become consistent. The first page of the WAL that it needs, if it needs any.
+async fn check_wal(
+    archive: &Archive,
+    name: &BackupName,
+    sentinel: &Sentinel,
+    allow_missing: bool,
+) -> Result<Option<LongPageHeader>> {
+    let Ok(last) = sentinel.stop_segment.parse::<SegmentName>() else { return Ok(None) };
     // WAL-E's offline backups need no WAL to be consistent, and their names may be wrong (§4.9)
     let offline = last == name.segment() && sentinel.stop_offset == name.offset();
     if offline {
-        return Ok(());
+        return Ok(None);
     }
     let first = name.segment();
     let key = archive.layout.wal(&first.to_string());
-    let missing = match wal_download::segment_size(&*archive.store, &key, first).await {
-        Ok(Some(size)) => wal_continuity::missing(archive, SegmentRange { first, last, size }).await?,
-        Ok(None) => vec![first],
+    let page = match wal_download::first_page(&*archive.store, &key, first).await {
         Err(failed) if allow_missing => {
             tracing::warn!(segment = %first, error = %failed, "the first segment that the backup needs cannot be read");
-            return Ok(());
+            return Ok(None);
         }
-        Err(failed) => return Err(failed.into()),
+        page => page?,
     };
-    let Some(example) = missing.first() else { return Ok(()) };
+    let missing = match page {
+        Some(page) => wal_continuity::missing(archive, SegmentRange { first, last, size: page.segment_size }).await?,
+        None => vec![first],
+    };
+    let Some(example) = missing.first() else { return Ok(page) };
     let message = format!("the archive lacks {} of the WAL segments that backup {name} needs", missing.len());
     let detail = format!(
         "The first one missing is {example}; it needs {first} to {last}, under \"{}\".",
@@ -249,7 +287,7 @@ async fn check_wal(archive: &Archive, name: &BackupName, sentinel: &Sentinel, al
     );
     if allow_missing {
         tracing::warn!("{message}: {detail}");
-        return Ok(());
+        return Ok(page);
     }
     Err(CommandError::refused(message)
         .with_detail(detail)
