@@ -283,7 +283,7 @@ pub(super) struct PrefetchStatusArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum OnOutage {
-    /// Exit with 75: a standby asks again, a recovery ends
+    /// Exit with 75: a standby asks again, a recovery ends. A segment missing from the archive's middle is an end like any other
     Retry,
     /// Exit with 250: recovery stops with an error and can be started again
     Stop,
