@@ -18,6 +18,7 @@ pub mod dir_tree;
 pub mod hand_made_backup;
 pub mod places;
 pub mod postgres;
+pub mod replica;
 pub mod s3;
 pub mod tool;
 pub mod wal_e;
