@@ -21,14 +21,20 @@ pub struct Source {
     pub archive: Archive,
     pub primary: PgCluster,
     pub major: u32,
+    segment_mebibytes: u32,
 }
 
 impl Source {
     pub fn new(major: u32) -> Self {
+        Self::with_segments_of(1, major)
+    }
+
+    /// With segments of so many MiB.
+    pub fn with_segments_of(mebibytes: u32, major: u32) -> Self {
         let archive = Archive::s3();
-        // before 11, segments always have 16 MiB
         let primary = PgCluster::options()
-            .initdb("--wal-segsize=1")
+            .initdb(format!("--wal-segsize={mebibytes}"))
+            .configure(min_wal_size(mebibytes))
             .configure("archive_mode = on")
             .configure(archive.archive_command(Program::WalEve))
             .init(major);
@@ -36,7 +42,7 @@ impl Source {
         primary.psql("create table t (n int, text text)");
         let data = primary.data_dir().to_str().unwrap().to_owned();
         archive.wal_eve_with(&primary).timeout(LIMIT).run(["backup-push", &data, "--fast"]).assert_success();
-        Self { archive, primary, major }
+        Self { archive, primary, major, segment_mebibytes: mebibytes }
     }
 
     pub fn server(&self) -> &S3Server {
@@ -54,6 +60,13 @@ impl Source {
         ));
         let last = self.primary.switch_wal();
         self.archive.wait_for_wal(&self.primary, &last);
+        // those before it may come after it
+        let waiting = self.primary.data_dir().join("pg_wal/archive_status");
+        self.primary.wait_until("all segments are archived", LIMIT, || {
+            let mut names =
+                fs::read_dir(&waiting).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            !names.any(|name| name.ends_with(".ready"))
+        });
         last
     }
 
@@ -66,6 +79,7 @@ impl Source {
         cluster.configure("fsync = off");
         cluster.configure("hot_standby = on");
         cluster.configure("archive_mode = off");
+        cluster.configure(&min_wal_size(self.segment_mebibytes));
         cluster.configure("wal_retrieve_retry_interval = '200ms'");
         cluster.configure_recovery("recovery_target_timeline = 'latest'");
         cluster.configure_recovery(&self.archive.restore_command(Program::WalEve));
@@ -87,6 +101,11 @@ impl Source {
             answer.code() == Some(0) && answer.stdout_text().trim() == rows
         });
     }
+}
+
+/// A server does not start with less than two segments.
+fn min_wal_size(segment_mebibytes: u32) -> String {
+    format!("min_wal_size = {}MB", 5 * segment_mebibytes)
 }
 
 /// Where segments wait for `cluster`.
