@@ -57,9 +57,7 @@ pub(super) unsafe fn copy16(from: *const u8, to: *mut u8) {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) unsafe fn copy9to16(from: *const u8, to: *mut u8, count: usize) {
-    use std::arch::x86_64::{
-        _mm_cvtsi32_si128, _mm_loadl_epi64, _mm_srl_epi64, _mm_storeu_si128, _mm_unpacklo_epi64,
-    };
+    use std::arch::x86_64::{_mm_cvtsi32_si128, _mm_loadl_epi64, _mm_srl_epi64, _mm_storeu_si128, _mm_unpacklo_epi64};
     debug_assert!((9..=16).contains(&count));
     // SAFETY: as the caller vouches: both loads of eight bytes end within the sixteen. SSE2 is part of x86-64.
     unsafe {
