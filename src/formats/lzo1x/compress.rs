@@ -247,6 +247,12 @@ impl<'a> Stream<'a> {
             // SAFETY: the literals end at `position`, READ_ROOM before the block's end. By the stream's invariant `room` has
             // space for them and the match they lead to. Unless nothing is written, a match is the last instruction.
             unsafe { end = put_literals(end, base.wrapping_add(anchor), literals, end == self.begin) };
+            // Where in a line of the instruction cache the loop begins is worth 6 % and would be the linker's whim.
+            // SAFETY: this is padding and nothing else.
+            #[cfg(not(miri))]
+            unsafe {
+                std::arch::asm!(".p2align 6", options(nomem, nostack, preserves_flags));
+            }
             loop {
                 let distance = position - earlier;
                 // SAFETY: `earlier < position <= search_end`.
