@@ -157,6 +157,11 @@ impl Spool {
         Ok((directory, path))
     }
 
+    /// Whether callers can find the prefetcher's socket.
+    pub fn has_socket(&self) -> bool {
+        fs::symlink_metadata(self.directory.join("socket")).is_ok()
+    }
+
     /// Leaves a line for the next caller, which repeats it where people look: in the server's log.
     pub fn leave_news(&self, line: &str) {
         let path = self.directory.join("news");
