@@ -4,36 +4,126 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use support::Mode;
 use support::postgres::{is_alive, wait_until};
-use support::replica::{Source, prefetcher, segments_in, spool, status};
+use support::replica::{LIMIT, Source, prefetcher, segments_in, spool, status};
 use support::s3::Operation;
+use support::{Mode, PgCluster};
+
+/// In KiB, while the process lives.
+fn peak_of_memory(pid: rustix::process::Pid) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// How often each segment was asked for.
+fn gets(source: &Source) -> BTreeMap<String, usize> {
+    let mut gets = BTreeMap::new();
+    for request in source.server().requests() {
+        if request.operation == Operation::GetObject && !request.key.ends_with(".history.lzo") {
+            *gets.entry(request.key).or_default() += 1;
+        }
+    }
+    gets
+}
+
+/// Waits until the prefetcher shows so many hits, and says how many hits and misses it has had.
+fn wait_for_hits(source: &Source, standby: &PgCluster, hits: u64) -> (u64, u64) {
+    let shown = || {
+        let status = status(source, standby);
+        assert_eq!(status["running"], true);
+        (status["hits"].as_u64().unwrap(), status["misses"].as_u64().unwrap())
+    };
+    wait_until("replay was given its segments from the spool", LIMIT, || shown().0 >= hits);
+    shown()
+}
 
 fn replay(major: u32) {
     let source = Source::new(major);
     source.write(60);
-    let standby = source.standby();
+    let keys = source.server().keys("b", "p/wal_005/");
     source.server().clear_requests();
+    let standby = source.standby();
     standby.start();
     source.wait_for_rows(&standby);
-    let segments = source.server().keys("b", "p/wal_005/").len();
-    let gets = source.server().count(Operation::GetObject, "wal_005/000000010000");
-    let status = status(&source, &standby);
-    eprintln!(
-        "{gets} GETs, {segments} segments, {status:#}\n{}",
-        fs::read_to_string(spool(&standby).join("log")).unwrap()
-    );
     let pid = prefetcher(&source, &standby);
+    let (hits, misses) = wait_for_hits(&source, &standby, 50);
+    assert!(misses <= 2, "{hits} hits, {misses} misses");
     assert!(is_alive(pid));
+    assert!(peak_of_memory(pid) < 200 << 10, "{} KiB", peak_of_memory(pid));
+
+    let gets = gets(&source);
+    let twice: Vec<_> = gets.iter().filter(|(key, count)| keys.contains(key) && **count > 1).collect();
+    // backup-fetch looked at the first page of the first one
+    assert!(gets.len() > 60 && twice.len() <= 1, "one request a segment, but {twice:?}\n{}", standby.log());
+
     standby.stop(Mode::Fast);
     wait_until("the prefetcher has ended", Duration::from_secs(5), || !is_alive(pid));
     assert_eq!(segments_in(&spool(&standby)), Vec::<String>::new());
 }
 
 #[test]
-fn a_standby_replays_from_the_spool_and_takes_the_prefetcher_with_it() {
+fn a_standby_of_11_replays_from_the_spool() {
+    replay(11);
+}
+
+#[test]
+fn a_standby_of_17_replays_from_the_spool() {
     replay(17);
+}
+
+#[test]
+fn a_standby_of_18_replays_from_the_spool() {
+    replay(18);
+}
+
+#[test]
+fn the_first_segments_wait_when_a_restored_server_starts() {
+    let source = Source::new(15);
+    source.write(20);
+    source.server().clear_requests();
+    let standby = source.standby();
+    wait_until("the prefetcher has come to the archive's end", LIMIT, || {
+        fs::read(spool(&standby).join("status.json")).is_ok()
+            && status(&source, &standby)["state"] == "waiting for replay"
+    });
+    let waiting = segments_in(&spool(&standby));
+    assert!(!waiting.is_empty());
+    let first = waiting.iter().min().unwrap().clone();
+    let pid = prefetcher(&source, &standby);
+    standby.start();
+    source.wait_for_rows(&standby);
+    assert_eq!(prefetcher(&source, &standby), pid, "the same one serves the server");
+    assert_eq!(
+        gets(&source)[&format!("p/wal_005/{first}.lzo")],
+        2,
+        "backup-fetch looked at its first page, the prefetcher fetched it"
+    );
+    standby.stop(Mode::Immediate);
+    wait_until("the prefetcher has ended", Duration::from_secs(5), || !is_alive(pid));
+}
+
+#[test]
+fn a_restore_without_prefetching_starts_no_process() {
+    let source = Source::new(15);
+    let target = PgCluster::without_data(15);
+    let data = target.data_dir().to_str().unwrap();
+    source.archive.wal_eve().timeout(LIMIT).run(["backup-fetch", data, "LATEST", "--no-prefetch"]).assert_success();
+    assert!(!spool(&target).exists());
+}
+
+#[test]
+fn segments_of_64_mib_are_replayed_from_the_spool() {
+    let source = Source::with_segments_of(64, 17);
+    for _ in 0..3 {
+        source.write(1);
+    }
+    let standby = source.standby();
+    standby.start();
+    source.wait_for_rows(&standby);
+    wait_for_hits(&source, &standby, 3);
 }

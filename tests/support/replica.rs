@@ -25,14 +25,20 @@ pub struct Source {
     pub archive: Archive,
     pub primary: PgCluster,
     pub major: u32,
+    segment_mebibytes: u32,
 }
 
 impl Source {
     pub fn new(major: u32) -> Self {
+        Self::with_segments_of(1, major)
+    }
+
+    /// With segments of so many MiB.
+    pub fn with_segments_of(mebibytes: u32, major: u32) -> Self {
         let archive = Archive::s3();
-        // before 11, segments always have 16 MiB
         let primary = PgCluster::options()
-            .initdb("--wal-segsize=1")
+            .initdb(format!("--wal-segsize={mebibytes}"))
+            .configure(min_wal_size(mebibytes))
             .configure("archive_mode = on")
             .configure(archive.archive_command(Program::WalEve))
             .init(major);
@@ -40,7 +46,7 @@ impl Source {
         primary.psql("create table t (n int, text text)");
         let data = primary.data_dir().to_str().unwrap().to_owned();
         archive.wal_eve_with(&primary).timeout(LIMIT).run(["backup-push", &data, "--fast"]).assert_success();
-        Self { archive, primary, major }
+        Self { archive, primary, major, segment_mebibytes: mebibytes }
     }
 
     pub fn server(&self) -> &S3Server {
@@ -52,18 +58,32 @@ impl Source {
 
     /// Writes some `megabytes` of WAL and waits until it is archived; the last segment's name.
     pub fn write(&self, megabytes: u32) -> String {
-        let first = self.primary.psql("select coalesce(max(n), 0) + 1 from t");
-        self.primary.psql(&format!(
-            "insert into t select n, repeat(md5(n::text), 29) from generate_series({first}, {first} + {megabytes} * 1000) n"
-        ));
+        let first: u32 = self.primary.psql("select coalesce(max(n), 0) + 1 from t").parse().unwrap();
+        // in transactions of their own, so that some rows are there wherever replay stops
+        let insert = |megabyte: u32| {
+            let first = first + megabyte * 1000;
+            format!(
+                "insert into t select n, repeat(md5(n::text), 29) from generate_series({first}, {first} + 999) n;\n"
+            )
+        };
+        self.primary.psql(&(0..megabytes).map(insert).collect::<String>());
         let last = self.primary.switch_wal();
         self.archive.wait_for_wal(&self.primary, &last);
+        // those before it may come after it
+        let waiting = self.primary.data_dir().join("pg_wal/archive_status");
+        self.primary.wait_until("all segments are archived", LIMIT, || {
+            let mut names =
+                fs::read_dir(&waiting).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            !names.any(|name| name.ends_with(".ready"))
+        });
         last
     }
 
     /// The newest backup, set up to follow the archive, but in no recovery mode yet.
     pub fn restored(&self) -> PgCluster {
-        restored(&self.archive, self.major, &[], &self.archive.restore_command(Program::WalEve))
+        let mut cluster = restored(&self.archive, self.major, &[], &self.archive.restore_command(Program::WalEve));
+        cluster.configure(&min_wal_size(self.segment_mebibytes));
+        cluster
     }
 
     /// A standby that follows the archive. It is not started.
@@ -163,6 +183,11 @@ pub fn restored(archive: &Archive, major: u32, options: &[&str], restore_command
     cluster.configure_recovery("recovery_target_timeline = 'latest'");
     cluster.configure_recovery(restore_command);
     cluster
+}
+
+/// A server does not start with less than two segments.
+fn min_wal_size(segment_mebibytes: u32) -> String {
+    format!("min_wal_size = {}MB", 5 * segment_mebibytes)
 }
 
 /// Where segments wait for `cluster`.
