@@ -59,7 +59,12 @@ impl Caller {
         }
         line.say(&self.ask(About::Want(name)))?;
         loop {
-            match line.hear()? {
+            let heard = line.hear();
+            if heard.as_ref().is_err_and(|failed| failed.kind() == io::ErrorKind::TimedOut) {
+                // not another caller has to wait for it
+                self.spool.disown();
+            }
+            match heard? {
                 Reply::Wait => {}
                 Reply::Ready if take()? => {
                     // told in a line of its own: this one is for waiting
@@ -128,7 +133,7 @@ impl Line {
             Ok(0) => Err(io::Error::other("the prefetcher ended")),
             Ok(_) => line.trim_end_matches('\n').parse().map_err(io::Error::other),
             Err(silent) if matches!(silent.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                Err(io::Error::other("the prefetcher does not answer"))
+                Err(io::Error::new(io::ErrorKind::TimedOut, "the prefetcher does not answer"))
             }
             Err(failed) => Err(failed),
         }

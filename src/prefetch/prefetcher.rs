@@ -161,7 +161,7 @@ pub async fn prefetch(
             }
             Some(Ok(answer)) = prefetcher.inquiries.join_next() => prefetcher.learned(answer),
             _ = tick.tick() => {
-                if !lock.is_in_place() {
+                if !lock.is_in_place() || !spool.has_socket() {
                     break Ended::SpoolGone;
                 }
                 if prefetcher.last_ask.elapsed() > prefetcher.idle_timeout {
@@ -173,8 +173,9 @@ pub async fn prefetch(
     };
     tracing::info!("ending: {ended}");
     prefetcher.fetches.abort_all();
-    spool.empty();
-    if ended != Ended::SpoolGone {
+    // without the lock, what is there now belongs to the one that has made the spool anew
+    if lock.is_in_place() {
+        spool.empty();
         prefetcher.show(&format!("ended: {ended}"));
     }
     Ok(ended)

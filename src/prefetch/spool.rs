@@ -157,6 +157,19 @@ impl Spool {
         Ok((directory, path))
     }
 
+    /// Whether callers can find the prefetcher's socket.
+    pub fn has_socket(&self) -> bool {
+        fs::symlink_metadata(self.directory.join("socket")).is_ok()
+    }
+
+    /// Takes the spool from a prefetcher that hangs: the next one finds neither its socket nor its lock, and begins anew;
+    /// the hanging one, if it ever goes on, notices and ends.
+    pub fn disown(&self) {
+        for name in ["socket", "lock"] {
+            let _ = fs::remove_file(self.directory.join(name));
+        }
+    }
+
     /// Leaves a line for the next caller, which repeats it where people look: in the server's log.
     pub fn leave_news(&self, line: &str) {
         let path = self.directory.join("news");
@@ -309,7 +322,10 @@ mod tests {
         assert!(!lock.is_in_place());
         spool.create().unwrap();
         assert!(!SpoolLock::is_held(&spool), "the new directory's lock is another");
-        assert!(SpoolLock::acquire(&spool).unwrap().is_some() && !lock.is_in_place());
+        let lock = SpoolLock::acquire(&spool).unwrap().unwrap();
+        spool.disown();
+        let other = SpoolLock::acquire(&spool).unwrap();
+        assert!(other.is_some_and(|other| other.is_in_place()) && !lock.is_in_place());
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! A primary, its archive on S3, and standbys that follow it.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::LazyLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use rustix::process::Pid;
 
 use super::archive::{Archive, Program};
@@ -54,10 +58,15 @@ impl Source {
 
     /// Writes some `megabytes` of WAL and waits until it is archived; the last segment's name.
     pub fn write(&self, megabytes: u32) -> String {
-        let first = self.primary.psql("select coalesce(max(n), 0) + 1 from t");
-        self.primary.psql(&format!(
-            "insert into t select n, repeat(md5(n::text), 29) from generate_series({first}, {first} + {megabytes} * 1000) n"
-        ));
+        let first: u32 = self.primary.psql("select coalesce(max(n), 0) + 1 from t").parse().unwrap();
+        // in transactions of their own, so that some rows are there wherever replay stops
+        let insert = |megabyte: u32| {
+            let first = first + megabyte * 1000;
+            format!(
+                "insert into t select n, repeat(md5(n::text), 29) from generate_series({first}, {first} + 999) n;\n"
+            )
+        };
+        self.primary.psql(&(0..megabytes).map(insert).collect::<String>());
         let last = self.primary.switch_wal();
         self.archive.wait_for_wal(&self.primary, &last);
         // those before it may come after it
@@ -72,17 +81,8 @@ impl Source {
 
     /// The newest backup, set up to follow the archive, but in no recovery mode yet.
     pub fn restored(&self) -> PgCluster {
-        let mut cluster = PgCluster::without_data(self.major);
-        let data = cluster.data_dir().to_str().unwrap().to_owned();
-        self.archive.wal_eve().timeout(LIMIT).run(["backup-fetch", &data, "LATEST"]).assert_success();
-        cluster.configure_connections();
-        cluster.configure("fsync = off");
-        cluster.configure("hot_standby = on");
-        cluster.configure("archive_mode = off");
+        let mut cluster = restored(&self.archive, self.major, &[], &self.archive.restore_command(Program::WalEve));
         cluster.configure(&min_wal_size(self.segment_mebibytes));
-        cluster.configure("wal_retrieve_retry_interval = '200ms'");
-        cluster.configure_recovery("recovery_target_timeline = 'latest'");
-        cluster.configure_recovery(&self.archive.restore_command(Program::WalEve));
         cluster
     }
 
@@ -103,6 +103,88 @@ impl Source {
     }
 }
 
+/// Segments that a [`Recording`] holds at least after its base backup.
+pub const RECORDED_SEGMENTS: u32 = 40;
+
+/// An archive as a primary left it, made once for all tests of a program, each of which plays it from a server of its own.
+pub struct Recording {
+    major: u32,
+    objects: Vec<(String, Bytes)>,
+    /// What [`ROWS`] answers at the archive's end.
+    pub rows: String,
+}
+
+impl Recording {
+    /// The one of PostgreSQL 11, 15 or 18.
+    pub fn of(major: u32) -> &'static Self {
+        static ELEVEN: LazyLock<Recording> = LazyLock::new(|| Recording::make(11));
+        static FIFTEEN: LazyLock<Recording> = LazyLock::new(|| Recording::make(15));
+        static EIGHTEEN: LazyLock<Recording> = LazyLock::new(|| Recording::make(18));
+        match major {
+            11 => &ELEVEN,
+            15 => &FIFTEEN,
+            18 => &EIGHTEEN,
+            _ => panic!("there is no recording of PostgreSQL {major}"),
+        }
+    }
+
+    fn make(major: u32) -> Self {
+        let source = Source::new(major);
+        source.write(RECORDED_SEGMENTS);
+        let rows = source.primary.psql(ROWS);
+        let server = source.server();
+        let object = |key: String| {
+            let body = server.object("b", &key).unwrap().body;
+            (key, body)
+        };
+        Self { major, objects: server.keys("b", "").into_iter().map(object).collect(), rows }
+    }
+
+    /// A server with all of it.
+    pub fn archive(&self) -> Archive {
+        let archive = Archive::s3();
+        if let Archive::S3(server) = &archive {
+            for (key, body) in &self.objects {
+                server.put_object("b", key, body.clone());
+            }
+        }
+        archive
+    }
+
+    /// Waits until the standby has replayed everything, and compares its rows. Asking for the rows themselves again and
+    /// again would take the processor from what is tested.
+    pub fn wait_for_rows(&self, standby: &PgCluster) {
+        let begun = Instant::now();
+        // the last thing that was written before the last segment was closed
+        while standby.try_psql("select count(*) from switched").stdout_text().trim() != "1" {
+            assert!(begun.elapsed() < LIMIT, "the standby has not caught up\n{}", standby.log());
+            sleep(Duration::from_millis(100));
+        }
+        assert_eq!(standby.psql(ROWS), self.rows);
+    }
+
+    pub fn major(&self) -> u32 {
+        self.major
+    }
+}
+
+/// The newest backup in `archive`, fetched with these options and set up with this line for its restore_command, but in no
+/// recovery mode yet.
+pub fn restored(archive: &Archive, major: u32, options: &[&str], restore_command: &str) -> PgCluster {
+    let mut cluster = PgCluster::without_data(major);
+    let data = cluster.data_dir().to_str().unwrap().to_owned();
+    let arguments = [&["backup-fetch"], options, &[&data, "LATEST"]].concat();
+    archive.wal_eve().timeout(LIMIT).run(arguments).assert_success();
+    cluster.configure_connections();
+    cluster.configure("fsync = off");
+    cluster.configure("hot_standby = on");
+    cluster.configure("archive_mode = off");
+    cluster.configure("wal_retrieve_retry_interval = '200ms'");
+    cluster.configure_recovery("recovery_target_timeline = 'latest'");
+    cluster.configure_recovery(restore_command);
+    cluster
+}
+
 /// A server does not start with less than two segments.
 fn min_wal_size(segment_mebibytes: u32) -> String {
     format!("min_wal_size = {}MB", 5 * segment_mebibytes)
@@ -116,9 +198,14 @@ pub fn spool(cluster: &PgCluster) -> PathBuf {
 
 /// What `prefetch-status` says.
 pub fn status(source: &Source, cluster: &PgCluster) -> serde_json::Value {
+    status_of(&source.archive, cluster).expect("a prefetcher has worked there")
+}
+
+/// The same; none when no prefetcher has shown itself yet.
+pub fn status_of(archive: &Archive, cluster: &PgCluster) -> Option<serde_json::Value> {
     let data = cluster.data_dir().to_str().unwrap();
-    let output = source.archive.wal_eve().run(["prefetch-status", data, "--json"]).assert_success();
-    serde_json::from_str(&output.stdout_text()).unwrap()
+    let output = archive.wal_eve().run(["prefetch-status", data, "--json"]);
+    (output.code() == Some(0)).then(|| serde_json::from_str(&output.stdout_text()).unwrap())
 }
 
 /// The last prefetcher of `cluster`, which may have ended.
@@ -131,4 +218,31 @@ pub fn segments_in(spool: &Path) -> Vec<String> {
     let names =
         fs::read_dir(spool).into_iter().flatten().flatten().map(|entry| entry.file_name().into_string().unwrap());
     names.filter(|name| name.contains("00000000")).collect()
+}
+
+/// The prefetchers that run for a spool, whoever started them, and whatever their namespace.
+pub fn prefetchers(spool: &Path) -> Vec<Pid> {
+    let mark = spool.as_os_str().as_bytes();
+    processes(|process| {
+        fs::read(process.join("cmdline")).is_ok_and(|line| {
+            let mut words = line.split(|byte| *byte == 0);
+            words.any(|word| word == b"prefetch") && words.any(|word| word == mark)
+        })
+    })
+}
+
+/// The processes other than a server's that stand in a data directory: its restore_command's, while there are any.
+pub fn restore_commands(cluster: &PgCluster) -> Vec<Pid> {
+    processes(|process| {
+        fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == cluster.data_dir())
+            && fs::read_link(process.join("exe")).is_ok_and(|exe| !exe.ends_with("postgres"))
+    })
+}
+
+fn processes(is_meant: impl Fn(&Path) -> bool) -> Vec<Pid> {
+    let process = |entry: fs::DirEntry| {
+        let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+        is_meant(&entry.path()).then_some(pid)
+    };
+    fs::read_dir("/proc").unwrap().flatten().filter_map(process).collect()
 }
