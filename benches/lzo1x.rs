@@ -22,7 +22,7 @@
 //! * Compression is 0.95 to 1.33 times `lzo1x_1`, in the middle 1.07, at a ratio 0.8 % below to 3.6 % above; the goal of 1.2
 //!   is reached on random keys alone. A match costs 42 cycles for 90 machine instructions, so it is not work that bounds it:
 //!   position, four bytes, place, bytes there, length and next position wait for each other, 25 cycles in all; the other 17
-//!   fit two mispredicted jumps in three matches (no counters were there to prove it). Tried, and slower by 5 to 20 %: two
+//!   fit two mispredicted jumps in three matches (no counters were there to prove it). Tried, and no faster or up to 20 % slower: two
 //!   halves of a block interleaved, in three ways; up to four positions asked at once without jumps; tags beside the places;
 //!   absolute places in place of a window. Hashing five bytes costs a quarter of an index's ratio.
 
