@@ -327,12 +327,13 @@ impl Prefetcher {
     }
 
     fn fetched(&mut self, name: SegmentName, fetched: transfer::Result<Downloaded>, progress: &Progress) {
-        self.aborts.remove(&name);
-        if self.window.held(name) != Some(Held::Fetching) {
-            // it was given up just as it came
-            self.spool.discard(name);
-            return;
-        }
+        match self.window.held(name) {
+            Some(Held::Fetching) => self.aborts.remove(&name),
+            // given up just as it came, and wanted again since
+            Some(Held::Ready) => return,
+            // given up just as it came
+            None => return self.spool.discard(name),
+        };
         let (waiting, others) = std::mem::take(&mut self.waiting).into_iter().partition(|caller| caller.name == name);
         self.waiting = others;
         let reply = self.judge(name, fetched);
