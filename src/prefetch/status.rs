@@ -99,3 +99,28 @@ impl Status {
 pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_minute_is_summed_up_in_a_line() {
+        let mut status = Status {
+            position: "000000010000000000000042".into(),
+            segments_per_second: 12.34,
+            megabytes_per_second: 207.0,
+            ..Status::default()
+        };
+        assert_eq!(
+            status.summary(740),
+            "replay took 740 segments in the last minute (12.3/s, 207 MB/s) and needs 000000010000000000000042 next"
+        );
+        status.archive_end = Some("000000010000000100000000".into());
+        (status.segments_left, status.seconds_left) = (Some(191), Some(61));
+        status.bottleneck = Some("replay".into());
+        assert!(status.summary(740).ends_with(
+            "; 191 segments to the archive's end at 000000010000000100000000, about 2 min; bottleneck: replay"
+        ));
+    }
+}
