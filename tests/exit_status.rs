@@ -86,12 +86,14 @@ fn a_file_in_place_is_0() {
 
 #[test]
 fn a_file_that_the_store_says_is_absent_is_1_quickly_and_quietly_in_every_mode() {
-    for site in [Site::new(), Site::standby()] {
+    for (site, in_standby_mode) in [(Site::new(), false), (Site::standby(), true)] {
         for name in ["000000010000000000000008", "00000002.history", "000000010000000000000008.00000028.backup"] {
             site.server.clear_requests();
             let output = site.wal_eve().run(["wal-fetch", name, DESTINATION]).assert_code(1);
             assert_eq!(output.stderr_text(), "");
-            assert_eq!(site.server.requests().len(), 1, "one GET, which said NoSuchKey");
+            // one GET, which said NoSuchKey; where that would end recovery, a listing shows that nothing follows
+            let is_the_end = name.len() == 24 && !in_standby_mode;
+            assert_eq!(site.server.requests().len(), 1 + usize::from(is_the_end), "{name}");
         }
         nothing_appeared(&site.wal);
     }
@@ -250,11 +252,7 @@ const DOUBTS: &[Doubt] = &[
         &["--bogus"],
     ),
     ("a number that is none", |site| site.wal_eve().run(["wal-fetch", "-p", "x", NAME, DESTINATION]), &["--prefetch"]),
-    (
-        "an argument too many",
-        |site| site.wal_eve().run(["wal-fetch", NAME, DESTINATION, "x"]),
-        &["unexpected argument 'x'"],
-    ),
+    ("an argument too many", |site| site.wal_eve().run(["wal-fetch", NAME, DESTINATION, "x"]), &["invalid value 'x'"]),
     ("a mistyped subcommand", |site| site.wal_eve().run(["wal-fecth", NAME, DESTINATION]), &["wal-fecth", "wal-fetch"]),
     (
         "an environment directory that does not exist",

@@ -13,7 +13,7 @@ use std::io::Cursor;
 use std::panic::{catch_unwind, set_hook};
 
 #[path = "../../src/formats/lzo1x/mod.rs"]
-#[allow(dead_code, unreachable_pub, reason = "a target uses one direction")]
+#[allow(dead_code, unreachable_pub, unused_imports, reason = "a target uses one direction")]
 mod lzo1x;
 
 use libfuzzer_sys::{Corpus, fuzz_target};

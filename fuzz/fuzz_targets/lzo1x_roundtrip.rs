@@ -10,7 +10,7 @@
 #![no_main]
 
 #[path = "../../src/formats/lzo1x/mod.rs"]
-#[allow(dead_code, unreachable_pub, reason = "a target uses one direction")]
+#[allow(dead_code, unreachable_pub, unused_imports, reason = "a target uses one direction")]
 mod lzo1x;
 
 use libfuzzer_sys::fuzz_target;

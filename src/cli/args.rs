@@ -226,7 +226,7 @@ pub(super) struct WalFetchArgs {
     pub(super) destination: PathBuf,
     /// The oldest file still needed, as %r gives it; accepted, though nothing older than the segment asked for is kept anyway
     #[arg(value_name = "OLDEST_NEEDED")]
-    pub(super) oldest_needed: Option<String>,
+    pub(super) oldest_needed: Option<SegmentName>,
     /// How many segments to fetch ahead of replay at most; 0 fetches the one asked for and nothing else [default: 64, or as many as there is room for]
     #[arg(short = 'p', long, value_name = "N")]
     pub(super) prefetch: Option<usize>,

@@ -142,7 +142,7 @@ fn fetch(
     if let Some(ahead) = &ahead {
         let answer = ahead.caller.take(ahead.name, &args.destination);
         if let Some(news) = ahead.caller.spool.take_news() {
-            news.lines().for_each(|line| note(line));
+            news.lines().for_each(note);
         }
         match answer {
             Answer::Taken => return Ok(ExitStatus::DONE),

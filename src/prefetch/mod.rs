@@ -9,6 +9,8 @@
 //! itself, and only the archive says that a segment does not exist.
 
 pub mod client;
+mod inquiry;
+mod lines;
 pub mod message;
 mod pace;
 pub mod prefetcher;
@@ -16,5 +18,6 @@ pub mod spool;
 pub mod stamp;
 pub mod start;
 pub mod status;
+mod tally;
 mod watch;
 mod window;

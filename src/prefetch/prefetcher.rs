@@ -6,32 +6,30 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::pending;
-use std::io::{self, Write as _};
+use std::io;
 use std::num::NonZeroUsize;
-use std::os::unix::net::UnixStream as Waiting;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::message::{About, Ask, MAX_LINE_BYTES, Reply};
-use super::pace::Pace;
+use super::inquiry::Answer;
+use super::lines::{Answering, listen};
+use super::message::{About, Ask, Reply};
 use super::spool::{Spool, SpoolLock};
 use super::stamp::{Origin, Stamp};
 use super::start;
 use super::status::{self, Status};
+use super::tally::Tally;
 use super::watch::Watch;
 use super::window::{Held, Window};
 use crate::formats::error_line::joined;
 use crate::formats::key::Layout;
 use crate::formats::wal_name::{SegmentName, SegmentSize, WalName};
 use crate::storage::Store;
-use crate::transfer::archive_end::{archive_end, next_after};
 use crate::transfer::progress::Progress;
 use crate::transfer::turns::Turns;
 use crate::transfer::wal_download::{Downloaded, Lane, download_wal};
@@ -48,12 +46,6 @@ const SHARE_OF_FREE_SPACE: u64 = 4;
 
 /// How often waiting callers hear that they are not forgotten, and everything else is looked after.
 const TICK: Duration = Duration::from_secs(1);
-
-/// How long a caller may take for its line.
-const LINE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Callers' lines that may wait.
-const LINES_WAITING: usize = 64;
 
 /// The pause after a failure before anything more is fetched ahead; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -155,11 +147,11 @@ pub async fn prefetch(
             biased;
             _ = any_signal => break Ended::Told,
             () = ended(prefetcher.watch.as_ref()) => break Ended::RecoveryOver,
-            Some((ask, stream)) = lines.recv() => {
+            Some((ask, line)) = lines.recv() => {
                 if ask.about == About::Retire {
                     break Ended::Retired;
                 }
-                prefetcher.hear(ask, stream);
+                prefetcher.hear(ask, line);
             }
             Some(done) = prefetcher.fetches.join_next() => {
                 // an aborted one says nothing
@@ -196,47 +188,11 @@ async fn ended(watch: Option<&Watch>) {
     }
 }
 
-/// Reads one line of everyone who connects.
-fn listen(listener: UnixListener) -> mpsc::Receiver<(Ask, Waiting)> {
-    let (sender, receiver) = mpsc::channel(LINES_WAITING);
-    tokio::spawn(async move {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(FIRST_PAUSE).await;
-                continue;
-            };
-            let sender = sender.clone();
-            tokio::spawn(async move {
-                if let Ok(Some(ask)) = timeout(LINE_PATIENCE, read(stream)).await {
-                    let _ = sender.send(ask).await;
-                }
-            });
-        }
-    });
-    receiver
-}
-
-async fn read(stream: UnixStream) -> Option<(Ask, Waiting)> {
-    let mut reader = BufReader::new(stream).take(MAX_LINE_BYTES as u64);
-    let mut line = String::new();
-    reader.read_line(&mut line).await.ok()?;
-    let ask = line.strip_suffix('\n')?.parse().ok()?;
-    let waiting = reader.into_inner().into_inner().into_std().ok()?;
-    Some((ask, waiting))
-}
-
-/// What a question to the archive found out.
-enum Inquiry {
-    End(Option<SegmentName>),
-    Gap { absent: SegmentName, next: SegmentName },
-    Nothing,
-}
-
 type Fetched = (SegmentName, transfer::Result<Downloaded>, Arc<Progress>);
 
 struct Caller {
     name: SegmentName,
-    stream: Waiting,
+    line: Answering,
     since: Instant,
 }
 
@@ -258,16 +214,11 @@ struct Prefetcher {
     last_ask: Instant,
     paused: Option<Instant>,
     pause: Duration,
-    inquiries: JoinSet<Inquiry>,
+    inquiries: JoinSet<Answer>,
     reported: Instant,
     /// Since when the window has ended where it does.
     end_since: Option<(SegmentName, Instant)>,
-    archive_end: Option<SegmentName>,
-    pace: Pace,
-    hits: u64,
-    waits: u64,
-    misses: u64,
-    last_error: Option<(String, u64)>,
+    tally: Tally,
     shown: Option<Status>,
 }
 
@@ -295,19 +246,14 @@ impl Prefetcher {
             inquiries: JoinSet::new(),
             reported: Instant::now(),
             end_since: None,
-            archive_end: None,
-            pace: Pace::new(),
-            hits: 0,
-            waits: 0,
-            misses: 0,
-            last_error: None,
+            tally: Tally::new(),
             shown: None,
         };
         prefetcher.set_limit();
         prefetcher
     }
 
-    fn hear(&mut self, ask: Ask, stream: Waiting) {
+    fn hear(&mut self, ask: Ask, line: Answering) {
         self.last_ask = Instant::now();
         if self.watch.as_ref().map(Watch::pid) != Some(ask.recovery) {
             self.watch = Some(Watch::new(ask.recovery));
@@ -319,17 +265,15 @@ impl Prefetcher {
         match ask.about {
             About::Took(name) => {
                 self.window.took(name);
-                self.hits += 1;
-                self.pace.took();
+                self.tally.hit();
             }
             About::Found(name) => {
                 self.window.found(name);
-                self.misses += 1;
-                self.pace.took();
+                self.tally.miss();
             }
             About::Want(name) => {
                 self.window.asked(name);
-                self.wanted(Caller { name, stream, since: Instant::now() });
+                self.wanted(Caller { name, line, since: Instant::now() });
             }
             About::Retire => {}
         }
@@ -343,13 +287,12 @@ impl Prefetcher {
 
     fn wanted(&mut self, caller: Caller) {
         match self.window.held(caller.name) {
-            Some(Held::Ready) => answer(&caller.stream, &Reply::Ready),
+            Some(Held::Ready) => caller.line.answer(&Reply::Ready),
             Some(Held::Fetching) => self.waiting.push(caller),
             // its caller asks the archive itself, whose answer is the one that counts
-            None if self.window.next() != Some(caller.name) => answer(&caller.stream, &Reply::Direct(String::new())),
+            None if self.window.next() != Some(caller.name) => caller.line.answer(&Reply::Direct(String::new())),
             None if self.paused.is_some() => {
-                let why = self.last_error.as_ref().map_or_else(String::new, |(error, _)| error.clone());
-                answer(&caller.stream, &Reply::Direct(why));
+                caller.line.answer(&Reply::Direct(self.tally.last_error().to_owned()));
             }
             None => {
                 self.fetch(caller.name);
@@ -384,21 +327,21 @@ impl Prefetcher {
     }
 
     fn fetched(&mut self, name: SegmentName, fetched: transfer::Result<Downloaded>, progress: &Progress) {
-        self.aborts.remove(&name);
-        if self.window.held(name) != Some(Held::Fetching) {
-            // it was given up just as it came
-            self.spool.discard(name);
-            return;
-        }
+        match self.window.held(name) {
+            Some(Held::Fetching) => self.aborts.remove(&name),
+            // given up just as it came, and wanted again since
+            Some(Held::Ready) => return,
+            // given up just as it came
+            None => return self.spool.discard(name),
+        };
         let (waiting, others) = std::mem::take(&mut self.waiting).into_iter().partition(|caller| caller.name == name);
         self.waiting = others;
         let reply = self.judge(name, fetched);
         for caller in waiting {
             if reply == Reply::Ready {
-                self.waits += 1;
-                self.pace.waited(caller.since.elapsed(), progress.bottleneck());
+                self.tally.waited(caller.since.elapsed(), progress.bottleneck());
             }
-            answer(&caller.stream, &reply);
+            caller.line.answer(&reply);
         }
         for stray in self.window.strays() {
             self.give_up(stray);
@@ -431,7 +374,7 @@ impl Prefetcher {
     fn failed(&mut self, name: SegmentName, why: String) -> Reply {
         self.window.failed(name);
         tracing::warn!(%name, pause = ?self.pause, "{why}");
-        self.last_error = Some((why.clone(), status::now()));
+        self.tally.failed(why.clone());
         self.paused = Some(Instant::now() + self.pause);
         self.pause = (self.pause * 2).min(MAX_PAUSE);
         Reply::Direct(why)
@@ -446,13 +389,13 @@ impl Prefetcher {
         let (waiting, others) = std::mem::take(&mut self.waiting).into_iter().partition(|caller| caller.name == name);
         self.waiting = others;
         for caller in waiting {
-            answer(&caller.stream, &Reply::Direct(String::new()));
+            caller.line.answer(&Reply::Direct(String::new()));
         }
     }
 
     fn look_after(&mut self) {
         for caller in &self.waiting {
-            answer(&caller.stream, &Reply::Wait);
+            caller.line.answer(&Reply::Wait);
         }
         if self.paused.is_some_and(|until| until <= Instant::now()) {
             self.paused = None;
@@ -476,64 +419,35 @@ impl Prefetcher {
 
     fn inquire(&mut self) {
         let (store, layout, size) = (Arc::clone(&self.store), self.layout.clone(), self.segment_size);
-        if self.pace.taken() > 0 {
+        if self.tally.taken() > 0 {
             let position = self.window.position();
-            self.inquiries.spawn(async move {
-                Inquiry::End(archive_end(&*store, &layout, position, size).await.unwrap_or_default())
-            });
+            self.inquiries.spawn(async move { Answer::end(&*store, &layout, position, size).await });
         } else if let Some((absent, since)) = self.end_since
             && since.elapsed() >= REPORT_INTERVAL
             && self.last_ask.elapsed() < REPORT_INTERVAL
         {
-            self.inquiries.spawn(async move {
-                match next_after(&*store, &layout, absent).await {
-                    Ok(Some(next)) => Inquiry::Gap { absent, next },
-                    _ => Inquiry::Nothing,
-                }
-            });
+            self.inquiries.spawn(async move { Answer::gap(&*store, &layout, absent).await });
         }
     }
 
-    fn learned(&mut self, answer: Inquiry) {
+    fn learned(&mut self, answer: Answer) {
         match answer {
-            Inquiry::End(end) => {
-                self.archive_end = end;
-                let line = self.summary();
+            Answer::End(end) => {
+                self.tally.set_archive_end(end);
+                let line = self.status("").summary(self.tally.taken());
                 tracing::info!("{line}");
                 self.spool.leave_news(&line);
             }
-            Inquiry::Gap { absent, next } if self.window.end() == Some(absent) => {
+            Answer::Gap { absent, next } if self.window.end() == Some(absent) => {
                 let line = format!(
                     "segment {absent} is missing from the archive, although {next} is there: replay cannot go on without it"
                 );
                 tracing::error!("{line}");
-                self.last_error = Some((line.clone(), status::now()));
+                self.tally.failed(line.clone());
                 self.spool.leave_news(&line);
             }
-            Inquiry::Gap { .. } | Inquiry::Nothing => {}
+            Answer::Gap { .. } | Answer::Nothing => {}
         }
-    }
-
-    /// The line of a minute of catch-up.
-    fn summary(&mut self) -> String {
-        let status = self.status(String::new());
-        let mut line = format!(
-            "replay took {} segments in the last minute ({:.1}/s, {:.0} MB/s) and needs {} next",
-            self.pace.taken(),
-            status.segments_per_second,
-            status.megabytes_per_second,
-            status.position
-        );
-        if let (Some(end), Some(left)) = (&status.archive_end, status.segments_left) {
-            line += &format!("; {left} segments to the archive's end at {end}");
-        }
-        if let Some(seconds) = status.seconds_left {
-            line += &format!(", about {} min", seconds.div_ceil(60));
-        }
-        if let Some(bottleneck) = status.bottleneck {
-            line += &format!("; bottleneck: {bottleneck}");
-        }
-        line
     }
 
     fn state(&self) -> &'static str {
@@ -547,38 +461,18 @@ impl Prefetcher {
         }
     }
 
-    fn status(&mut self, state: impl Into<String>) -> Status {
-        let number = |name: SegmentName| name.number(self.segment_size);
-        let position = self.window.position();
-        let segments_left = self.archive_end.filter(|end| end.timeline() == position.timeline()).and_then(|end| {
-            let end = number(end)?;
-            Some((end + 1).saturating_sub(number(position)?))
-        });
-        let rate = self.pace.segments_per_second();
-        let seconds_left = segments_left.filter(|_| rate > 0.0).map(|left| (left as f64 / rate).ceil() as u64);
+    fn status(&mut self, state: &str) -> Status {
         let (ready, fetching) = self.window.counts();
         Status {
             running: true,
             pid: std::process::id(),
-            time: 0,
             state: state.into(),
             archive: self.origin.archive.clone(),
-            position: position.to_string(),
             look_ahead: self.window.look_ahead(),
             look_ahead_limit: self.window.limit(),
             ready,
             fetching,
-            hits: self.hits,
-            waits: self.waits,
-            misses: self.misses,
-            segments_per_second: rate,
-            megabytes_per_second: rate * self.segment_size.bytes() as f64 / 1e6,
-            archive_end: self.archive_end.map(|end| end.to_string()),
-            segments_left,
-            seconds_left,
-            bottleneck: self.pace.bottleneck().map(str::to_owned),
-            last_error: self.last_error.as_ref().map(|(error, _)| error.clone()),
-            last_error_time: self.last_error.as_ref().map(|(_, time)| *time),
+            ..self.tally.status(self.window.position(), self.segment_size)
         }
     }
 
@@ -590,9 +484,4 @@ impl Prefetcher {
             self.shown = Some(status);
         }
     }
-}
-
-/// Says it to a caller, who may be gone by now. Never waits: a line fits into any socket's buffer.
-fn answer(mut stream: &Waiting, reply: &Reply) {
-    let _ = stream.write_all(format!("{reply}\n").as_bytes());
 }

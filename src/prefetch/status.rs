@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::spool::{Spool, SpoolLock};
 
 /// A prefetcher's state at one moment. Rates are of the last minute, or of what there is of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// Whether a prefetcher runs now; what follows is its last word if not.
     #[serde(default)]
@@ -69,6 +69,24 @@ impl Status {
         let mut status: Self = serde_json::from_slice(&bytes)?;
         status.running = SpoolLock::is_held(spool);
         Ok(Some(status))
+    }
+
+    /// A minute of catch-up, in which replay took `taken` segments, in a line.
+    pub fn summary(&self, taken: usize) -> String {
+        let mut line = format!(
+            "replay took {taken} segments in the last minute ({:.1}/s, {:.0} MB/s) and needs {} next",
+            self.segments_per_second, self.megabytes_per_second, self.position
+        );
+        if let (Some(end), Some(left)) = (&self.archive_end, self.segments_left) {
+            line += &format!("; {left} segments to the archive's end at {end}");
+        }
+        if let Some(seconds) = self.seconds_left {
+            line += &format!(", about {} min", seconds.div_ceil(60));
+        }
+        if let Some(bottleneck) = &self.bottleneck {
+            line += &format!("; bottleneck: {bottleneck}");
+        }
+        line
     }
 
     /// Replaces the status in `spool`.

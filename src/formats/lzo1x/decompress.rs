@@ -12,7 +12,7 @@ use super::instruction::{
     FAR_BASE, FAR_MAX_LENGTH, FIRST_RUN_BASE, MATCH_MIN, MATCHES, MIDDLE_MAX_LENGTH, MIDDLE_MIN, NEAR_MAX_DISTANCE,
     NEAR_MIN, RUN_MAX_LENGTH,
 };
-use super::unaligned::{copy16, copy32, load32, load64, store32, store64};
+use super::unaligned::{copy9to16, copy16, copy32, load32, load64, store32, store64};
 
 /// Why bytes are not an LZO1X stream of the expected size. `at` is the offset, in the compressed bytes, of the instruction
 /// that shows it.
@@ -352,7 +352,8 @@ impl Block<'_> {
 
 /// Writes `length <= 33` bytes at `to`, each a copy of the one `distance` before it, and overshoots up to 48.
 ///
-/// Loads are no wider than need be: one that spans several recent stores waits for all of them to reach the cache.
+/// A load that spans several recent stores waits for all of them to reach the cache. Far enough back there are none, and one
+/// wide copy for every length spares a jump that is hard to predict; near by, loads are no wider than need be.
 ///
 /// # Safety
 ///
@@ -363,12 +364,7 @@ unsafe fn copy_short_match(to: *mut u8, distance: usize, length: usize) {
     // nothing stored from 48 on: the loops overshoot by at most 7.
     unsafe {
         let from = to.sub(distance);
-        if length <= 8 && distance >= 8 {
-            let tail = length.max(4) - 4;
-            let (first, second) = (load32(from), load32(from.add(tail)));
-            store32(first, to);
-            store32(second, to.add(tail));
-        } else if distance >= 16 {
+        if distance >= 32 {
             copy16(from, to);
             if length > 16 {
                 copy16(from.add(16), to.add(16));
@@ -376,6 +372,18 @@ unsafe fn copy_short_match(to: *mut u8, distance: usize, length: usize) {
                     copy16(from.add(32), to.add(32));
                 }
             }
+        } else if length <= 8 && distance >= 8 {
+            let tail = length.max(4) - 4;
+            let (first, second) = (load32(from), load32(from.add(tail)));
+            store32(first, to);
+            store32(second, to.add(tail));
+        } else if distance >= 16 && length <= 16 {
+            // Index entries: each repeats part of the one just written, behind which other stores followed.
+            copy9to16(from, to, length);
+        } else if distance >= 16 {
+            copy16(from, to);
+            copy16(from.add(16), to.add(16));
+            copy16(from.add(32), to.add(32));
         } else {
             copy_close(to, distance, length);
         }
