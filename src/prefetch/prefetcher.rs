@@ -196,6 +196,14 @@ struct Caller {
     since: Instant,
 }
 
+/// Nothing is fetched ahead for a while.
+#[derive(Clone, Copy)]
+struct Pause {
+    until: Instant,
+    /// Whether it was the store that failed, so that a caller's success ends the pause.
+    of_the_store: bool,
+}
+
 struct Prefetcher {
     store: Arc<dyn Store>,
     layout: Layout,
@@ -212,8 +220,8 @@ struct Prefetcher {
     turns: Arc<Turns>,
     waiting: Vec<Caller>,
     last_ask: Instant,
-    paused: Option<Instant>,
-    pause: Duration,
+    paused: Option<Pause>,
+    next_pause: Duration,
     inquiries: JoinSet<Answer>,
     reported: Instant,
     /// Since when the window has ended where it does.
@@ -242,7 +250,7 @@ impl Prefetcher {
             waiting: Vec::new(),
             last_ask: Instant::now(),
             paused: None,
-            pause: FIRST_PAUSE,
+            next_pause: FIRST_PAUSE,
             inquiries: JoinSet::new(),
             reported: Instant::now(),
             end_since: None,
@@ -270,6 +278,9 @@ impl Prefetcher {
             About::Found(name) => {
                 self.window.found(name);
                 self.tally.miss();
+                if self.paused.is_some_and(|pause| pause.of_the_store) {
+                    self.go_on();
+                }
             }
             About::Want(name) => {
                 self.window.asked(name);
@@ -292,7 +303,7 @@ impl Prefetcher {
             // its caller asks the archive itself, whose answer is the one that counts
             None if self.window.next() != Some(caller.name) => caller.line.answer(&Reply::Direct(String::new())),
             None if self.paused.is_some() => {
-                caller.line.answer(&Reply::Direct(self.tally.last_error().to_owned()));
+                caller.line.answer(&Reply::Direct(self.tally.untold_error()));
             }
             None => {
                 self.fetch(caller.name);
@@ -337,6 +348,9 @@ impl Prefetcher {
         let (waiting, others) = std::mem::take(&mut self.waiting).into_iter().partition(|caller| caller.name == name);
         self.waiting = others;
         let reply = self.judge(name, fetched);
+        if !waiting.is_empty() {
+            self.tally.untold_error();
+        }
         for caller in waiting {
             if reply == Reply::Ready {
                 self.tally.waited(caller.since.elapsed(), progress.bottleneck());
@@ -354,11 +368,11 @@ impl Prefetcher {
                 if downloaded.page.is_some_and(|page| page.system_identifier != self.origin.system_identifier) =>
             {
                 self.spool.discard(name);
-                self.failed(name, format!("segment {name} of the archive belongs to another cluster"))
+                self.failed(name, false, format!("segment {name} of the archive belongs to another cluster"))
             }
             Ok(_) => {
                 self.window.arrived(name);
-                (self.paused, self.pause) = (None, FIRST_PAUSE);
+                self.go_on();
                 Reply::Ready
             }
             Err(absent @ TransferError::Storage(_)) if absent.kind() == transfer::Kind::NotFound => {
@@ -367,17 +381,25 @@ impl Prefetcher {
                 tracing::debug!(%name, "not in the archive");
                 Reply::Direct(String::new())
             }
-            Err(failed) => self.failed(name, joined(&failed)),
+            Err(failed) => self.failed(name, matches!(failed, TransferError::Storage(_)), joined(&failed)),
         }
     }
 
-    fn failed(&mut self, name: SegmentName, why: String) -> Reply {
+    fn failed(&mut self, name: SegmentName, of_the_store: bool, why: String) -> Reply {
         self.window.failed(name);
-        tracing::warn!(%name, pause = ?self.pause, "{why}");
         self.tally.failed(why.clone());
-        self.paused = Some(Instant::now() + self.pause);
-        self.pause = (self.pause * 2).min(MAX_PAUSE);
+        // what was under way together fails together, and counts once
+        if self.paused.is_none() {
+            self.paused = Some(Pause { until: Instant::now() + self.next_pause, of_the_store });
+            self.next_pause = (self.next_pause * 2).min(MAX_PAUSE);
+        }
+        tracing::warn!(%name, "{why}");
         Reply::Direct(why)
+    }
+
+    /// Ends a pause: fetching works again.
+    fn go_on(&mut self) {
+        (self.paused, self.next_pause) = (None, FIRST_PAUSE);
     }
 
     /// Stops fetching `name`, or drops it from the spool.
@@ -397,7 +419,7 @@ impl Prefetcher {
         for caller in &self.waiting {
             caller.line.answer(&Reply::Wait);
         }
-        if self.paused.is_some_and(|until| until <= Instant::now()) {
+        if self.paused.is_some_and(|pause| pause.until <= Instant::now()) {
             self.paused = None;
         }
         self.set_limit();
