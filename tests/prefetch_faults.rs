@@ -480,7 +480,7 @@ fn credentials_that_expire_are_replaced_through_daemontools_envdir() {
 #[test]
 fn a_full_disk_under_the_spool_leaves_direct_fetching() {
     let site = Site::new(15);
-    site.slow_down(millis(100));
+    site.slow_down(millis(300));
     let disk = temp_dir();
     let command = format!("env WALE_PREFETCH_DIR={} {}", disk.path().display(), site.command("-p 4"));
     let standby = site.standby_by(&command);

@@ -300,11 +300,11 @@ impl Prefetcher {
         match self.window.held(caller.name) {
             Some(Held::Ready) => caller.line.answer(&Reply::Ready),
             Some(Held::Fetching) => self.waiting.push(caller),
-            // its caller asks the archive itself, whose answer is the one that counts
-            None if self.window.next() != Some(caller.name) => caller.line.answer(&Reply::Direct(String::new())),
             None if self.paused.is_some() => {
                 caller.line.answer(&Reply::Direct(self.tally.untold_error()));
             }
+            // its caller asks the archive itself, whose answer is the one that counts
+            None if self.window.next() != Some(caller.name) => caller.line.answer(&Reply::Direct(String::new())),
             None => {
                 self.fetch(caller.name);
                 self.waiting.push(caller);
