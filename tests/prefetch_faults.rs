@@ -354,15 +354,22 @@ fn a_store_in_trouble_only_takes_longer() {
     standby.start();
     let pid = wait_for_prefetcher(&standby, None);
     wait_for_segments(&standby, 12);
+    // longer than the prefetcher keeps its callers waiting
     let outage = faults.add(When::any(), What::internal_error());
-    sleep(Duration::from_secs(3));
+    standby
+        .wait_until("the outage is in the log", LIMIT, || standby.log().contains("fetching without the prefetcher: "));
+    sleep(Duration::from_secs(1));
     faults.remove(outage);
+    let hits = site.status(&standby)["hits"].as_u64().unwrap();
     site.wait_for_rows(&standby);
     for (fault, times) in hit.into_iter().zip([8, 3, 6, 1]) {
         assert_eq!(faults.hits(fault), times);
     }
     assert!(faults.hits(outage) > 2, "{} requests", faults.hits(outage));
     assert_eq!(prefetchers(&spool(&standby)), [pid], "it went through all of it");
+    standby.wait_until("it shows that it was of use again", LIMIT, || {
+        site.status(&standby)["hits"].as_u64().is_some_and(|now| now > hits + 5)
+    });
     let log = fs::read_to_string(spool(&standby).join("log")).unwrap();
     for fragment in ["503 SlowDown", "500 InternalError", "fetching a damaged object once more"] {
         assert!(log.contains(fragment), "{fragment}\n{log}");
@@ -473,7 +480,7 @@ fn credentials_that_expire_are_replaced_through_daemontools_envdir() {
 #[test]
 fn a_full_disk_under_the_spool_leaves_direct_fetching() {
     let site = Site::new(15);
-    site.slow_down(millis(100));
+    site.slow_down(millis(300));
     let disk = temp_dir();
     let command = format!("env WALE_PREFETCH_DIR={} {}", disk.path().display(), site.command("-p 4"));
     let standby = site.standby_by(&command);

@@ -322,7 +322,8 @@ fn patient_once_reached() -> RetryPolicy {
 
 /// For a prefetcher: its caller waits, and tries itself with all its patience when this one gives up.
 fn for_prefetching() -> RetryPolicy {
-    RetryPolicy { expired_patience: PREFETCH_PATIENCE, ..patient_for(PREFETCH_PATIENCE) }
+    // it outlives outages: what it was refused at first tells nothing about later
+    RetryPolicy { patience: None, expired_patience: PREFETCH_PATIENCE, ..patient_for(PREFETCH_PATIENCE) }
 }
 
 fn nonzero(number: usize) -> NonZeroUsize {

@@ -59,3 +59,10 @@ async fn read(stream: UnixStream) -> Option<(Ask, Answering)> {
     let stream = reader.into_inner().into_inner().into_std().ok()?;
     Some((ask, Answering(stream)))
 }
+
+#[cfg(test)]
+impl From<StdUnixStream> for Answering {
+    fn from(stream: StdUnixStream) -> Self {
+        Self(stream)
+    }
+}

@@ -12,6 +12,7 @@ pub mod client;
 mod inquiry;
 mod lines;
 pub mod message;
+mod missed;
 mod pace;
 pub mod prefetcher;
 pub mod spool;

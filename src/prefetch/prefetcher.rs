@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::inquiry::Answer;
 use super::lines::{Answering, listen};
 use super::message::{About, Ask, Reply};
+use super::missed::Missed;
 use super::spool::{Spool, SpoolLock};
 use super::stamp::{Origin, Stamp};
 use super::start;
@@ -196,6 +197,14 @@ struct Caller {
     since: Instant,
 }
 
+/// Nothing is fetched ahead for a while.
+#[derive(Clone, Copy)]
+struct Pause {
+    until: Instant,
+    /// Whether it was the store that failed, so that a caller's success ends the pause.
+    of_the_store: bool,
+}
+
 struct Prefetcher {
     store: Arc<dyn Store>,
     layout: Layout,
@@ -212,12 +221,11 @@ struct Prefetcher {
     turns: Arc<Turns>,
     waiting: Vec<Caller>,
     last_ask: Instant,
-    paused: Option<Instant>,
-    pause: Duration,
+    paused: Option<Pause>,
+    next_pause: Duration,
     inquiries: JoinSet<Answer>,
     reported: Instant,
-    /// Since when the window has ended where it does.
-    end_since: Option<(SegmentName, Instant)>,
+    missed: Missed,
     tally: Tally,
     shown: Option<Status>,
 }
@@ -242,10 +250,10 @@ impl Prefetcher {
             waiting: Vec::new(),
             last_ask: Instant::now(),
             paused: None,
-            pause: FIRST_PAUSE,
+            next_pause: FIRST_PAUSE,
             inquiries: JoinSet::new(),
             reported: Instant::now(),
-            end_since: None,
+            missed: Missed::default(),
             tally: Tally::new(),
             shown: None,
         };
@@ -265,14 +273,22 @@ impl Prefetcher {
         match ask.about {
             About::Took(name) => {
                 self.window.took(name);
+                self.missed.forget();
                 self.tally.hit();
             }
             About::Found(name) => {
                 self.window.found(name);
+                self.missed.forget();
                 self.tally.miss();
+                if self.paused.is_some_and(|pause| pause.of_the_store) {
+                    self.go_on();
+                }
             }
             About::Want(name) => {
                 self.window.asked(name);
+                if self.window.end() == Some(name) {
+                    self.missed.add(name);
+                }
                 self.wanted(Caller { name, line, since: Instant::now() });
             }
             About::Retire => {}
@@ -280,20 +296,17 @@ impl Prefetcher {
         for stray in self.window.strays() {
             self.give_up(stray);
         }
-        if self.end_since.map(|(name, _)| name) != self.window.end() {
-            self.end_since = self.window.end().map(|name| (name, Instant::now()));
-        }
     }
 
     fn wanted(&mut self, caller: Caller) {
         match self.window.held(caller.name) {
             Some(Held::Ready) => caller.line.answer(&Reply::Ready),
             Some(Held::Fetching) => self.waiting.push(caller),
+            None if self.paused.is_some() => {
+                caller.line.answer(&Reply::Direct(self.tally.untold_error()));
+            }
             // its caller asks the archive itself, whose answer is the one that counts
             None if self.window.next() != Some(caller.name) => caller.line.answer(&Reply::Direct(String::new())),
-            None if self.paused.is_some() => {
-                caller.line.answer(&Reply::Direct(self.tally.last_error().to_owned()));
-            }
             None => {
                 self.fetch(caller.name);
                 self.waiting.push(caller);
@@ -337,6 +350,9 @@ impl Prefetcher {
         let (waiting, others) = std::mem::take(&mut self.waiting).into_iter().partition(|caller| caller.name == name);
         self.waiting = others;
         let reply = self.judge(name, fetched);
+        if !waiting.is_empty() {
+            self.tally.untold_error();
+        }
         for caller in waiting {
             if reply == Reply::Ready {
                 self.tally.waited(caller.since.elapsed(), progress.bottleneck());
@@ -354,30 +370,40 @@ impl Prefetcher {
                 if downloaded.page.is_some_and(|page| page.system_identifier != self.origin.system_identifier) =>
             {
                 self.spool.discard(name);
-                self.failed(name, format!("segment {name} of the archive belongs to another cluster"))
+                self.failed(name, false, format!("segment {name} of the archive belongs to another cluster"))
             }
             Ok(_) => {
                 self.window.arrived(name);
-                (self.paused, self.pause) = (None, FIRST_PAUSE);
+                self.go_on();
                 Reply::Ready
             }
             Err(absent @ TransferError::Storage(_)) if absent.kind() == transfer::Kind::NotFound => {
                 self.window.absent(name);
-                self.end_since = self.window.end().map(|end| (end, Instant::now()));
+                if name == self.window.position() {
+                    self.missed.add(name);
+                }
                 tracing::debug!(%name, "not in the archive");
                 Reply::Direct(String::new())
             }
-            Err(failed) => self.failed(name, joined(&failed)),
+            Err(failed) => self.failed(name, matches!(failed, TransferError::Storage(_)), joined(&failed)),
         }
     }
 
-    fn failed(&mut self, name: SegmentName, why: String) -> Reply {
+    fn failed(&mut self, name: SegmentName, of_the_store: bool, why: String) -> Reply {
         self.window.failed(name);
-        tracing::warn!(%name, pause = ?self.pause, "{why}");
         self.tally.failed(why.clone());
-        self.paused = Some(Instant::now() + self.pause);
-        self.pause = (self.pause * 2).min(MAX_PAUSE);
+        // what was under way together fails together, and counts once
+        if self.paused.is_none() {
+            self.paused = Some(Pause { until: Instant::now() + self.next_pause, of_the_store });
+            self.next_pause = (self.next_pause * 2).min(MAX_PAUSE);
+        }
+        tracing::warn!(%name, "{why}");
         Reply::Direct(why)
+    }
+
+    /// Ends a pause: fetching works again.
+    fn go_on(&mut self) {
+        (self.paused, self.next_pause) = (None, FIRST_PAUSE);
     }
 
     /// Stops fetching `name`, or drops it from the spool.
@@ -397,7 +423,7 @@ impl Prefetcher {
         for caller in &self.waiting {
             caller.line.answer(&Reply::Wait);
         }
-        if self.paused.is_some_and(|until| until <= Instant::now()) {
+        if self.paused.is_some_and(|pause| pause.until <= Instant::now()) {
             self.paused = None;
         }
         self.set_limit();
@@ -422,11 +448,11 @@ impl Prefetcher {
         if self.tally.taken() > 0 {
             let position = self.window.position();
             self.inquiries.spawn(async move { Answer::end(&*store, &layout, position, size).await });
-        } else if let Some((absent, since)) = self.end_since
-            && since.elapsed() >= REPORT_INTERVAL
-            && self.last_ask.elapsed() < REPORT_INTERVAL
-        {
-            self.inquiries.spawn(async move { Answer::gap(&*store, &layout, absent).await });
+        } else if self.last_ask.elapsed() < REPORT_INTERVAL {
+            for absent in self.missed.for_at_least(REPORT_INTERVAL) {
+                let (store, layout) = (Arc::clone(&self.store), self.layout.clone());
+                self.inquiries.spawn(async move { Answer::gap(&*store, &layout, absent).await });
+            }
         }
     }
 
@@ -438,7 +464,7 @@ impl Prefetcher {
                 tracing::info!("{line}");
                 self.spool.leave_news(&line);
             }
-            Answer::Gap { absent, next } if self.window.end() == Some(absent) => {
+            Answer::Gap { absent, next } if self.missed.contains(absent) => {
                 let line = format!(
                     "segment {absent} is missing from the archive, although {next} is there: replay cannot go on without it"
                 );
@@ -482,6 +508,74 @@ impl Prefetcher {
         if self.shown.as_ref() != Some(&status) {
             let _ = Status { time: status::now(), ..status.clone() }.write(&self.spool);
             self.shown = Some(status);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::storage::MemoryStore;
+
+    fn prefetcher(store: MemoryStore, layout: Layout, spool: &Spool, position: SegmentName) -> Prefetcher {
+        let options = PrefetchOptions {
+            spool: spool.clone(),
+            origin: Origin { archive: "memory".into(), system_identifier: 7, configuration: [0; 32] },
+            position,
+            segment_size: SegmentSize::DEFAULT,
+            look_ahead: None,
+            max_bytes: 1 << 30,
+            recovery: None,
+            idle_timeout: Duration::from_secs(600),
+        };
+        Prefetcher::new(Arc::new(store), layout, options)
+    }
+
+    /// Asks as a wal-fetch does, and waits for what comes of it.
+    async fn ask(prefetcher: &mut Prefetcher, name: SegmentName) {
+        let (line, _caller) = UnixStream::pair().unwrap();
+        let ask = Ask { about: About::Want(name), recovery: std::process::id(), look_ahead: Some(1) };
+        prefetcher.hear(ask, line.into());
+        while let Some(done) = prefetcher.fetches.join_next().await {
+            if let Ok((name, fetched, progress)) = done {
+                prefetcher.fetched(name, fetched, &progress);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_segment_missing_from_the_middle_is_named_after_a_minute() {
+        let on = |timeline: u32, number: u32| -> SegmentName {
+            format!("{timeline:08X}00000000{number:08X}").parse().unwrap()
+        };
+        // where timelines part, the server looks for its next segment on each of them in turn
+        for asked in [vec![on(1, 5)], vec![on(2, 5), on(1, 5)]] {
+            let directory = tempfile::tempdir().unwrap();
+            let spool = Spool::at(directory.path().to_owned());
+            let (store, layout) = (MemoryStore::new(), Layout::new("p/"));
+            let (gap, next) = (asked[0], on(asked[0].timeline(), 8));
+            store.overwrite(&layout.wal(&next.to_string()), "x");
+            let mut prefetcher = prefetcher(store, layout, &spool, gap);
+            let mut said = Vec::new();
+            for second in 1..=180 {
+                for name in &asked {
+                    ask(&mut prefetcher, *name).await;
+                }
+                tokio::time::advance(Duration::from_secs(1)).await;
+                prefetcher.look_after();
+                while let Some(answer) = prefetcher.inquiries.join_next().await {
+                    prefetcher.learned(answer.unwrap());
+                }
+                said.extend(spool.take_news().map(|news| (second, news)));
+            }
+            assert!((2..=3).contains(&said.len()), "once a minute: {said:?}");
+            assert!(said[0].0 >= 60, "{said:?}");
+            for (_, news) in said {
+                let expected = format!("segment {gap} is missing from the archive, although {next} is there");
+                assert!(news.starts_with(&expected) && news.lines().count() == 1, "{news}");
+            }
         }
     }
 }

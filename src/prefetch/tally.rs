@@ -16,11 +16,13 @@ pub(super) struct Tally {
     misses: u64,
     archive_end: Option<SegmentName>,
     last_error: Option<(String, u64)>,
+    /// Whether no caller has heard of that yet.
+    untold: bool,
 }
 
 impl Tally {
     pub(super) fn new() -> Self {
-        Self { pace: Pace::new(), hits: 0, waits: 0, misses: 0, archive_end: None, last_error: None }
+        Self { pace: Pace::new(), hits: 0, waits: 0, misses: 0, archive_end: None, last_error: None, untold: false }
     }
 
     /// Replay was given a segment from the spool.
@@ -44,11 +46,15 @@ impl Tally {
     /// Something went wrong.
     pub(super) fn failed(&mut self, why: String) {
         self.last_error = Some((why, status::now()));
+        self.untold = true;
     }
 
-    /// What went wrong last; empty if nothing did.
-    pub(super) fn last_error(&self) -> &str {
-        self.last_error.as_ref().map_or("", |(why, _)| why)
+    /// What went wrong last, for a caller to tell; empty when nothing did, or when another caller has told.
+    pub(super) fn untold_error(&mut self) -> String {
+        match &self.last_error {
+            Some((why, _)) if std::mem::take(&mut self.untold) => why.clone(),
+            _ => String::new(),
+        }
     }
 
     /// How far the archive reaches, as far as it has just said.

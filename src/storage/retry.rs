@@ -37,7 +37,9 @@ pub struct RetryPolicy {
     pub expired_patience: Duration,
     /// How long to go on without any success, counted from the making of the store. None.
     pub patience: Option<Duration>,
-    /// The same, counted from the last success: an answer, or bytes of a body. None.
+    /// The same after that, or without it from the first: counted from the last success, which is an answer or bytes of a
+    /// body, and never from before an operation began, so that neither idleness nor an earlier outage takes away from it.
+    /// None.
     pub patience_once_reached: Option<Duration>,
 }
 
@@ -72,34 +74,44 @@ const RENEWAL_DELAY: Duration = Duration::from_secs(1);
 pub struct Retrying<S> {
     store: Arc<S>,
     policy: Arc<RetryPolicy>,
-    end: Arc<End>,
+    clock: Arc<Clock>,
 }
 
-/// When patience with a store ends. Every success puts it off, so that it bounds an outage and not the work.
+/// Since when patience with a store counts. Every success sets it anew, so that it bounds an outage and not the work.
 #[derive(Debug)]
-struct End(Mutex<Option<Instant>>);
+struct Clock(Mutex<Since>);
 
-impl End {
-    fn get(&self) -> Option<Instant> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+#[derive(Debug, Clone, Copy)]
+enum Since {
+    Making(Instant),
+    Success(Instant),
+}
+
+impl Clock {
+    /// When an operation that began at `begun` has to end; none when patience is endless.
+    fn end(&self, policy: &RetryPolicy, begun: Instant) -> Option<Instant> {
+        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Since::Making(made), Some(patience)) = (since, policy.patience) {
+            return Some(made + patience);
+        }
+        let (Since::Making(since) | Since::Success(since)) = since;
+        Some(since.max(begun) + policy.patience_once_reached?)
     }
 
-    fn put_off(&self, policy: &RetryPolicy) {
-        if let Some(patience) = policy.patience_once_reached {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + patience);
-        }
+    fn set_anew(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Since::Success(Instant::now());
     }
 }
 
 impl<S: Store> Retrying<S> {
     /// The clock of [`RetryPolicy::patience`] starts here.
     pub fn new(store: S, policy: RetryPolicy) -> Self {
-        let end = policy.patience.map(|patience| Instant::now() + patience);
-        Self { store: Arc::new(store), policy: Arc::new(policy), end: Arc::new(End(Mutex::new(end))) }
+        let clock = Clock(Mutex::new(Since::Making(Instant::now())));
+        Self { store: Arc::new(store), policy: Arc::new(policy), clock: Arc::new(clock) }
     }
 
     fn tries(&self) -> Tries {
-        Tries::new(Arc::clone(&self.policy), Arc::clone(&self.end))
+        Tries::new(Arc::clone(&self.policy), Arc::clone(&self.clock))
     }
 }
 
@@ -107,8 +119,8 @@ impl<S: Store> Retrying<S> {
 #[derive(Debug)]
 struct Tries {
     policy: Arc<RetryPolicy>,
-    /// When everything ends.
-    end: Arc<End>,
+    /// When all of them end.
+    clock: Arc<Clock>,
     /// When this operation ends.
     deadline: Instant,
     begun: Instant,
@@ -120,25 +132,25 @@ struct Tries {
 }
 
 impl Tries {
-    fn new(policy: Arc<RetryPolicy>, end: Arc<End>) -> Self {
+    fn new(policy: Arc<RetryPolicy>, clock: Arc<Clock>) -> Self {
         let begun = Instant::now();
         let deadline = begun + policy.object_deadline;
         let (failed, unavailable, rejected, expired) = (0, 0, 0, 0);
-        Self { policy, end, deadline, begun, failed, unavailable, rejected, expired, expired_since: None }
+        Self { policy, clock, deadline, begun, failed, unavailable, rejected, expired, expired_since: None }
     }
 
     /// Forgets what failed before.
     fn progressed(&mut self) {
-        self.end.put_off(&self.policy);
+        self.clock.set_anew();
         if self.failed > 0 {
             let deadline = self.deadline;
-            *self = Self::new(Arc::clone(&self.policy), Arc::clone(&self.end));
+            *self = Self::new(Arc::clone(&self.policy), Arc::clone(&self.clock));
             self.deadline = deadline;
         }
     }
 
     fn limit(&self) -> Instant {
-        self.end.get().map_or(self.deadline, |end| end.min(self.deadline))
+        self.clock.end(&self.policy, self.begun).map_or(self.deadline, |end| end.min(self.deadline))
     }
 
     /// Makes one try, within what time is left.
@@ -276,7 +288,7 @@ impl<S: Store + 'static> Store for Retrying<S> {
         let begin = || self.store.begin_upload(key, options);
         let upload = run(self.tries(), &*self.store, "begin upload of", || self.url(key), begin).await?;
         let (store, policy) = (Arc::clone(&self.store), Arc::clone(&self.policy));
-        Ok(Box::new(RetryingUpload { upload, key: key.to_owned(), store, policy, end: Arc::clone(&self.end) }))
+        Ok(Box::new(RetryingUpload { upload, key: key.to_owned(), store, policy, clock: Arc::clone(&self.clock) }))
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
@@ -309,6 +321,8 @@ impl<S: Store> Reading<S> {
     async fn next(&mut self, body: &mut Option<Body>) -> Result<Option<Bytes>> {
         let begun = Instant::now();
         self.tries.deadline = begun + self.tries.policy.object_deadline.saturating_sub(self.waited);
+        // likewise for patience
+        self.tries.begun = begun;
         while self.position < self.head.size {
             match self.chunk(body).await {
                 Ok(chunk) if chunk.is_empty() => {}
@@ -379,7 +393,7 @@ struct RetryingUpload<S> {
     key: String,
     store: Arc<S>,
     policy: Arc<RetryPolicy>,
-    end: Arc<End>,
+    clock: Arc<Clock>,
 }
 
 impl<S: Store> RetryingUpload<S> {
@@ -387,7 +401,7 @@ impl<S: Store> RetryingUpload<S> {
     where
         F: Future<Output = Result<T>>,
     {
-        let tries = Tries::new(Arc::clone(&self.policy), Arc::clone(&self.end));
+        let tries = Tries::new(Arc::clone(&self.policy), Arc::clone(&self.clock));
         run(tries, &*self.store, verb, || self.store.url(&self.key), operation).await
     }
 }

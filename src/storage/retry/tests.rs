@@ -418,6 +418,44 @@ async fn patience_ends_every_operation() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn neither_idleness_nor_an_earlier_outage_takes_patience_away() {
+    let seconds = Duration::from_secs;
+    for patience in [None, Some(seconds(30))] {
+        let policy = RetryPolicy {
+            attempts: NonZeroU32::MAX,
+            patience,
+            patience_once_reached: Some(seconds(30)),
+            ..RetryPolicy::default()
+        };
+        // an answer takes a moment, as it does from every store but this one
+        let scripted = Scripted::new([Fault::Stall]);
+        let store = wrapped(&scripted, policy);
+        assert!(store.head("a").await.is_ok());
+        tokio::time::advance(seconds(600)).await;
+        scripted.script.lock().unwrap().push_back(Fault::Stall);
+        assert!(store.head("a").await.is_ok(), "idle for long");
+        scripted.script.lock().unwrap().extend([Fault::Stall; 2]);
+        let begun = Instant::now();
+        assert!(store.head("a").await.is_err());
+        assert!(begun.elapsed() <= seconds(30));
+        tokio::time::advance(seconds(600)).await;
+        scripted.script.lock().unwrap().extend([Fault::Stall]);
+        assert!(store.head("a").await.is_ok(), "after an outage");
+        let mut body = store.get("a", 0, None).await.unwrap().body;
+        scripted.script.lock().unwrap().extend([Fault::StallAfter(1)]);
+        tokio::time::advance(seconds(600)).await;
+        assert!(body.try_next().await.unwrap().is_some(), "a reader that was slow itself");
+    }
+    // a store that was out when it was made
+    let policy = RetryPolicy { patience_once_reached: Some(seconds(30)), ..RetryPolicy::default() };
+    let scripted = Scripted::new([Fault::Stall; 3]);
+    let store = wrapped(&scripted, policy);
+    assert!(store.head("a").await.is_err());
+    tokio::time::advance(seconds(600)).await;
+    assert!(store.head("a").await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stalled_write_is_made_again() {
     let scripted = Scripted::new([Fault::Stall]);
     let store = standard(&scripted);
