@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -66,6 +67,12 @@ impl Site {
         body
     }
 
+    /// Takes all segments but the first so many out of the archive: what has not been written yet.
+    fn withhold_from(&self, first: usize) -> Withheld<'_> {
+        let keys = self.segments().split_off(first);
+        Withheld { site: self, segments: keys.into_iter().map(|key| (self.withhold(&key), key)).collect() }
+    }
+
     /// What restore_command is, with this before `wal-eve` and these options of wal-fetch.
     fn restored_by(&self, command: &str) -> PgCluster {
         let line = format!("restore_command = '{command}'");
@@ -99,6 +106,27 @@ impl Site {
     /// The spool's status, null when there is none.
     fn status(&self, standby: &PgCluster) -> serde_json::Value {
         status_of(&self.archive, standby).unwrap_or_default()
+    }
+}
+
+/// The segments at the archive's end that are yet to come, so that a test has replay's work in its hand, however fast the
+/// machine is.
+struct Withheld<'a> {
+    site: &'a Site,
+    segments: VecDeque<(Bytes, String)>,
+}
+
+impl Withheld<'_> {
+    /// Archives the next so many segments.
+    fn release(&mut self, number: usize) {
+        assert!(self.segments.len() >= number, "there is no more to replay");
+        for (body, key) in self.segments.drain(..number) {
+            self.site.server().put_object("b", &key, body);
+        }
+    }
+
+    fn release_all(mut self) {
+        self.release(self.segments.len());
     }
 }
 
@@ -177,6 +205,7 @@ fn a_prefetcher_killed_again_and_again_is_replaced_each_time() {
     for major in [15, 18] {
         let site = Site::new(major);
         site.slow_down(millis(150));
+        let mut to_come = site.withhold_from(9);
         let standby = site.standby("-p 3");
         standby.start();
         let mut killed = Vec::new();
@@ -186,9 +215,10 @@ fn a_prefetcher_killed_again_and_again_is_replaced_each_time() {
             kill_process(pid, Signal::KILL).unwrap();
             wait_for_its_end(pid);
             killed.push(pid);
+            to_come.release(6);
         }
-        assert!(restored_segments(&standby) < site.segments().len(), "it was over before the last was killed");
         wait_for_prefetcher(&standby, killed.last().copied());
+        to_come.release_all();
         site.wait_for_rows(&standby);
         assert_eq!(prefetchers(&spool(&standby)).len(), 1);
     }
@@ -257,8 +287,7 @@ fn a_prefetcher_that_hangs_does_not_hold_replay_up_for_long() {
 #[test]
 fn of_two_prefetchers_one_works_and_the_other_ends_with_status_0() {
     let site = Site::new(15);
-    let withheld: Vec<(String, Bytes)> =
-        site.segments().split_off(30).into_iter().map(|key| (key.clone(), site.withhold(&key))).collect();
+    let to_come = site.withhold_from(30);
     let standby = site.standby("-p 4");
     standby.start();
     let spool = spool(&standby);
@@ -295,9 +324,7 @@ fn of_two_prefetchers_one_works_and_the_other_ends_with_status_0() {
     };
     assert_eq!(racers[loser].wait().unwrap().code(), Some(0));
     let winner = Pid::from_child(&racers[1 - loser]);
-    for (key, body) in withheld {
-        site.server().put_object("b", &key, body);
-    }
+    to_come.release_all();
     site.wait_for_rows(&standby);
     assert_eq!(prefetchers(&spool), [winner], "the other one works on");
     standby.wait_until("it shows what it did", LIMIT, || {
@@ -423,7 +450,7 @@ fn credentials_expire(envdir: Envdir) {
     const NEW_KEY: &str = "AKIAWALEVETEST000002";
     let site = Site::new(15);
     let server = site.server();
-    site.slow_down(millis(100));
+    site.slow_down(millis(200));
     let directory = temp_dir();
     let mut environment = site.archive.environment();
     let old_key = environment.iter().find(|(name, _)| name == "AWS_ACCESS_KEY_ID").unwrap().1.clone();
@@ -480,9 +507,9 @@ fn credentials_that_expire_are_replaced_through_daemontools_envdir() {
 #[test]
 fn a_full_disk_under_the_spool_leaves_direct_fetching() {
     let site = Site::new(15);
-    site.slow_down(millis(300));
+    site.slow_down(millis(400));
     let disk = temp_dir();
-    let command = format!("env WALE_PREFETCH_DIR={} {}", disk.path().display(), site.command("-p 4"));
+    let command = format!("env WALE_PREFETCH_DIR={} {}", disk.path().display(), site.command("-p 3"));
     let standby = site.standby_by(&command);
     let script = format!("mount -t tmpfs -o size=20m,mode=700 small {} || exit 99; exec", disk.path().display());
     let _server = start_inside(&standby, &["unshare", "-Ucm", "--keep-caps", "sh", "-c"], &script);
@@ -538,6 +565,7 @@ fn start_inside(cluster: &PgCluster, wrapper: &[&str], script: &str) -> Inside {
 fn a_deleted_spool_is_made_anew() {
     let site = Site::new(15);
     site.slow_down(millis(150));
+    let mut to_come = site.withhold_from(9);
     let standby = site.standby("-p 2");
     standby.start();
     let place = standby.data_dir().join("pg_wal/.wal-e");
@@ -545,14 +573,15 @@ fn a_deleted_spool_is_made_anew() {
     for _ in 0..4 {
         sleep(millis(rand::rng().random_range(0..700)));
         let _ = fs::remove_dir_all(&place);
+        to_come.release(7);
         let deleted = pid;
+        // the one before has noticed by then, and must not have cleaned up after itself here
         pid = wait_for_prefetcher(&standby, Some(deleted));
-        // longer than the one before takes to notice: it must not clean up after itself here
         sleep(millis(300));
         assert!(!is_alive(deleted));
         assert!(spool(&standby).join("socket").exists() && spool(&standby).join("stamp").exists());
     }
-    assert!(restored_segments(&standby) < site.segments().len(), "it was over before the last was deleted");
+    to_come.release_all();
     site.wait_for_rows(&standby);
     assert_eq!(prefetchers(&spool(&standby)), [pid]);
     assert!(site.status(&standby)["hits"].as_u64().unwrap() > 2, "{:#}", site.status(&standby));
@@ -789,6 +818,7 @@ fn a_server_that_is_process_1_survives_its_prefetcher() {
     let directory = temp_dir();
     write_envdir(directory.path(), &site.archive.environment());
     let (path, wal_eve) = (directory.path().display(), wal_eve_bin().display().to_string());
+    let mut to_come = site.withhold_from(9);
     let mut standby = site.standby_by(&format!("{wal_eve} --envdir {path} wal-fetch -p 2 %f %p"));
     standby.configure("log_min_messages = debug1");
     let _server = start_inside(&standby, &["unshare", "-Ucpf", "--mount-proc", "--kill-child"], "");
@@ -797,14 +827,16 @@ fn a_server_that_is_process_1_survives_its_prefetcher() {
     assert!(standby.log().contains("docker run --init"), "{}", standby.log());
     kill_process(told, Signal::TERM).unwrap();
     wait_for_its_end(told);
+    to_come.release(10);
     let retired = wait_for_prefetcher(&standby, Some(told));
     // any variable of ours counts
     fs::write(directory.path().join("WALE_S3_STORAGE_CLASS"), "STANDARD").unwrap();
+    to_come.release(10);
     let last = wait_for_prefetcher(&standby, Some(retired));
     wait_for_its_end(retired);
     standby.wait_until("it accepts connections", LIMIT, || standby.try_psql("select 1").code() == Some(0));
     let started = standby.psql("select pg_postmaster_start_time()");
-    assert!(restored_segments(&standby) < site.segments().len());
+    to_come.release_all();
     site.wait_for_rows(&standby);
     assert!(!standby.log().contains(RESTART), "{}", standby.log());
     assert_eq!(standby.psql("select pg_postmaster_start_time()"), started);
