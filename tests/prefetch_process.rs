@@ -321,23 +321,23 @@ fn any_signal_and_any_end_is_a_status_that_no_server_takes_for_a_crash() {
     let site = Site::new();
     let signals = [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2];
     for signal in signals {
-        let mut running = site.spawn(&["--idle-seconds", "600"]);
+        let mut running = site.spawn(&["--first-ask-seconds", "600"]);
         wait_until("it works", SOON, || site.is_ready(FIRST));
         running.signal(signal);
         assert_eq!(running.wait().code(), Some(0), "{signal:?}");
         assert!(!site.is_ready(FIRST));
     }
-    assert_eq!(site.spawn(&["--idle-seconds", "0"]).wait().code(), Some(0), "idle");
+    assert_eq!(site.spawn(&["--first-ask-seconds", "0"]).wait().code(), Some(0), "idle");
     let gone = process();
     let pid = gone.id().to_string();
     drop(gone.wait_with_output().unwrap());
-    assert_eq!(site.spawn(&["--idle-seconds", "600", "--recovery", &pid]).wait().code(), Some(0), "server gone");
-    assert_eq!(site.spawn(&["--idle-seconds", "x"]).wait().code(), Some(1), "arguments");
+    assert_eq!(site.spawn(&["--first-ask-seconds", "600", "--recovery", &pid]).wait().code(), Some(0), "server gone");
+    assert_eq!(site.spawn(&["--first-ask-seconds", "x"]).wait().code(), Some(1), "arguments");
     let panicking = site.wal_eve().env("WAL_EVE_PANIC", "prefetch");
     assert_eq!(panicking.run(["prefetch", "--spool", "/nowhere"]).code(), Some(1));
     fs::remove_dir_all(site.spool()).unwrap();
     fs::write(site.spool(), "no directory").unwrap();
-    assert_eq!(site.spawn(&["--idle-seconds", "600"]).wait().code(), Some(1), "no place for a spool");
+    assert_eq!(site.spawn(&["--first-ask-seconds", "600"]).wait().code(), Some(1), "no place for a spool");
     site.fetch_well(FIRST + 1);
 }
 
@@ -345,7 +345,7 @@ fn any_signal_and_any_end_is_a_status_that_no_server_takes_for_a_crash() {
 fn a_second_one_gives_way() {
     let site = Site::new();
     let pid = site.prefetcher();
-    assert_eq!(site.spawn(&["--idle-seconds", "600"]).wait().code(), Some(0));
+    assert_eq!(site.spawn(&["--first-ask-seconds", "600"]).wait().code(), Some(0));
     assert!(is_alive(pid));
     site.wait_until_ready(FIRST + 1);
     site.fetch_well(FIRST + 1);

@@ -262,9 +262,9 @@ pub(super) struct PrefetchArgs {
     /// The process whose end ends it all
     #[arg(long)]
     pub(super) recovery: Option<u32>,
-    /// How long to stay when nobody asks
+    /// How long to wait for the first wal-fetch
     #[arg(long)]
-    pub(super) idle_seconds: u64,
+    pub(super) first_ask_seconds: u64,
 }
 
 /// Show how the prefetching for a replica goes

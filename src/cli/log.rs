@@ -1,6 +1,6 @@
 //! Where log lines go: stderr, which PostgreSQL adds to its own log.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,9 +13,6 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::environment::Environment;
-
-/// How long a log file may be when a process begins to write to it: an older one is emptied.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Starts logging to stderr. `terse` leaves warnings and errors; `quiet` is for commands that succeed many times a minute,
 /// whose routine is nobody's news.
@@ -35,11 +32,7 @@ pub(super) fn start(environment: &Environment, terse: bool, quiet: bool) {
 
 /// Starts logging to the end of a file.
 pub(super) fn start_file(environment: &Environment, path: &Path) -> io::Result<()> {
-    let too_long = fs::metadata(path).is_ok_and(|found| found.len() > MAX_FILE_BYTES);
     let file = File::options().create(true).append(true).open(path)?;
-    if too_long {
-        file.set_len(0)?;
-    }
     let level = match environment.text("WAL_EVE_LOG").as_deref() {
         Some("debug") => Level::DEBUG,
         Some("trace") => Level::TRACE,

@@ -27,12 +27,18 @@ use crate::prefetch::status::{self, Status};
 /// The most that a spool holds unless WALE_PREFETCH_BYTES says otherwise.
 const DEFAULT_MAX_BYTES: u64 = 1 << 30;
 
-/// How long a prefetcher stays when no server asks it: replay of one segment takes minutes at worst, a paused replica may
-/// as well begin anew.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+/// How long a prefetcher waits for the first call: its server has just made one, and makes the next when it has replayed that
+/// segment.
+const FIRST_ASK_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// The same after a restore, where people still have to configure the server before they start it.
-const IDLE_TIMEOUT_AFTER_RESTORE: Duration = Duration::from_secs(60 * 60);
+const FIRST_ASK_TIMEOUT_AFTER_RESTORE: Duration = Duration::from_secs(60 * 60);
+
+/// The cluster that a `wal-fetch` to `destination` works for, where that can be told.
+pub(super) fn system_identifier(destination: &Path) -> Option<u64> {
+    let directory = DataDirectory::of_wal_path(&std::env::current_dir().ok()?, destination).ok()?;
+    directory.system_identifier().ok()
+}
 
 /// What `wal-fetch` asks the spool for.
 pub(super) struct Request {
@@ -85,7 +91,7 @@ impl Request {
             system_identifier: self.caller.origin.system_identifier,
             look_ahead: self.caller.look_ahead,
             recovery: Some(self.caller.recovery),
-            idle_timeout: IDLE_TIMEOUT,
+            first_ask_timeout: FIRST_ASK_TIMEOUT,
         };
         beginning.start(global, environment);
     }
@@ -105,7 +111,7 @@ pub(super) fn start_after_restore(first: &FirstWal, global: &GlobalArgs, environ
         system_identifier: first.page.system_identifier,
         look_ahead: None,
         recovery: None,
-        idle_timeout: IDLE_TIMEOUT_AFTER_RESTORE,
+        first_ask_timeout: FIRST_ASK_TIMEOUT_AFTER_RESTORE,
     };
     beginning.start(global, environment);
 }
@@ -118,7 +124,7 @@ struct Beginning<'a> {
     system_identifier: u64,
     look_ahead: Option<usize>,
     recovery: Option<u32>,
-    idle_timeout: Duration,
+    first_ask_timeout: Duration,
 }
 
 impl Beginning<'_> {
@@ -131,19 +137,26 @@ impl Beginning<'_> {
             option("position", self.position.to_string()),
             option("segment-size", self.segment_size.bytes().to_string()),
             option("system-identifier", self.system_identifier.to_string()),
-            option("idle-seconds", self.idle_timeout.as_secs().to_string()),
+            option("first-ask-seconds", self.first_ask_timeout.as_secs().to_string()),
             option("max-bytes", max_bytes(environment).to_string()),
         ]);
         args.extend(self.look_ahead.map(|number| option("look-ahead", number.to_string())));
         args.extend(self.recovery.map(|pid| option("recovery", pid.to_string())));
-        if let Err(failed) = start::start(args) {
-            tracing::warn!("could not start a prefetcher: {failed}");
+        // told here: nobody would see what the new process says before it has its log
+        if let Err(failed) = self.spool.create().and_then(|()| start::start(args)) {
+            let place = self.spool.directory().display();
+            tracing::warn!("could not start a prefetcher with its segments in \"{place}\": {failed}");
         }
     }
 }
 
 fn max_bytes(environment: &Environment) -> u64 {
-    environment.text("WALE_PREFETCH_BYTES").and_then(|text| text.parse().ok()).unwrap_or(DEFAULT_MAX_BYTES)
+    let Some(text) = environment.text("WALE_PREFETCH_BYTES") else { return DEFAULT_MAX_BYTES };
+    text.parse().unwrap_or_else(|_| {
+        // no reason to fail a restore_command
+        tracing::warn!("WALE_PREFETCH_BYTES is \"{text}\" and not a number of bytes; {DEFAULT_MAX_BYTES} are used");
+        DEFAULT_MAX_BYTES
+    })
 }
 
 fn origin(system_identifier: u64, global: &GlobalArgs, config: &ArchiveConfig, environment: &Environment) -> Origin {
@@ -201,7 +214,7 @@ pub(super) fn options(
         look_ahead: args.look_ahead,
         max_bytes: args.max_bytes,
         recovery: args.recovery,
-        idle_timeout: Duration::from_secs(args.idle_seconds),
+        first_ask_timeout: Duration::from_secs(args.first_ask_seconds),
     })
 }
 

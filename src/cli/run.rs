@@ -27,8 +27,7 @@ use crate::commands::wal_fetch::{Fetched, WalFetchOptions, wal_fetch};
 use crate::commands::wal_push::{Pushed, WalPushOptions, already_pushed, wal_push};
 use crate::formats::lzo1x::Level;
 use crate::prefetch::client::Answer;
-use crate::prefetch::prefetcher::{self, Ended};
-use crate::prefetch::spool::SpoolLock;
+use crate::prefetch::prefetcher;
 use crate::prefetch::start;
 use crate::storage::retry::RetryPolicy;
 use crate::transfer::progress::Progress;
@@ -141,7 +140,7 @@ fn fetch(
     let ahead = prefetch::request(&args, global, &config, environment);
     if let Some(ahead) = &ahead {
         let answer = ahead.caller.take(ahead.name, &args.destination);
-        if let Some(news) = ahead.caller.spool.take_news() {
+        if let Some(news) = ahead.caller.news() {
             news.lines().for_each(note);
         }
         match answer {
@@ -153,7 +152,9 @@ fn fetch(
     let patience = args.patience.map_or(usual, Duration::from_secs);
     let archive = config.open(patient_for(patience), nonzero(REQUESTS_PER_PARTITION));
     let refuse_gap = caller != Caller::WalFetch(ExitStatus::LATER);
-    let options = WalFetchOptions { file_name: args.segment, destination: args.destination, refuse_gap };
+    let system_identifier = prefetch::system_identifier(&args.destination);
+    let options =
+        WalFetchOptions { file_name: args.segment, destination: args.destination, system_identifier, refuse_gap };
     match run_to_end(light_runtime(), wal_fetch(&archive, &options))? {
         Fetched::Restored(_) => {
             if let Some(ahead) = ahead {
@@ -176,12 +177,8 @@ fn prefetch_in_background(args: &PrefetchArgs, global: &GlobalArgs, environment:
         let options = prefetch::options(args, global, &config, environment)?;
         options.spool.create().map_err(failed)?;
         log::start_file(environment, &options.spool.log()).map_err(failed)?;
-        let Some(lock) = SpoolLock::acquire(&options.spool).map_err(failed)? else {
-            tracing::debug!("{}", Ended::NotNeeded);
-            return Ok(());
-        };
         let archive = config.open(for_prefetching(), nonzero(PREFETCH_REQUESTS));
-        let work = prefetcher::prefetch(archive.store, archive.layout, options, &lock);
+        let work = prefetcher::prefetch(archive.store, archive.layout, options);
         run_to_end(light_runtime(), work).map_err(failed).map(drop)
     };
     match run() {

@@ -8,7 +8,7 @@ use super::{CommandError, Result};
 use crate::formats::wal_name::{SegmentName, WalName};
 use crate::storage;
 use crate::transfer::archive_end::next_after;
-use crate::transfer::wal_download::{Downloaded, Lane, download_wal};
+use crate::transfer::wal_download::{Downloaded, Expected, Lane, download_wal};
 use crate::transfer::{self, TransferError};
 
 /// What to fetch.
@@ -18,6 +18,8 @@ pub struct WalFetchOptions {
     pub file_name: String,
     /// Where to put it, as PostgreSQL's `%p` gives it.
     pub destination: PathBuf,
+    /// The cluster whose WAL it has to be, where that is known.
+    pub system_identifier: Option<u64>,
     /// Whether "not there" would end recovery for good, so that a segment missing from the middle of the archive has to stop
     /// it instead.
     pub refuse_gap: bool,
@@ -39,8 +41,9 @@ pub async fn wal_fetch(archive: &Archive, options: &WalFetchOptions) -> Result<F
             .with_hint("Use restore_command = 'wal-eve wal-fetch %f %p'."));
     }
     let name: Option<WalName> = options.file_name.parse().ok();
+    let expected = Expected { name: name.clone(), system_identifier: options.system_identifier };
     let key = archive.layout.wal(&options.file_name);
-    match download_wal(&*archive.store, &key, name.as_ref(), &options.destination, &Lane::alone()).await {
+    match download_wal(&*archive.store, &key, &expected, &options.destination, &Lane::alone()).await {
         Ok(downloaded) => Ok(Fetched::Restored(downloaded)),
         Err(failed @ TransferError::Storage(_)) if failed.kind() == transfer::Kind::NotFound => match name {
             Some(WalName::Segment(segment)) if options.refuse_gap => absent_unless_in_a_gap(archive, segment).await,

@@ -56,6 +56,14 @@ pub enum WalPageError {
     /// The name cannot exist with this segment size.
     #[error("its name is impossible with segments of {0} bytes")]
     ImpossibleName(u64),
+    /// Another cluster's.
+    #[error("it is of the cluster with system identifier {actual}, and this one's is {expected}")]
+    OtherCluster {
+        /// `xlp_sysid`
+        actual: u64,
+        /// Of the cluster that it is for.
+        expected: u64,
+    },
     /// A page of a timeline that the name's timeline cannot have come from.
     #[error("its first page is of timeline {actual}, above the name's {expected}")]
     WrongTimeline {
@@ -114,6 +122,16 @@ pub fn check_segment(name: SegmentName, start: &[u8], file_size: u64) -> Result<
     Ok(header)
 }
 
+/// Holds a segment's first page against the cluster that the segment is for, where that is known.
+pub fn check_cluster(page: &LongPageHeader, system_identifier: Option<u64>) -> Result<(), WalPageError> {
+    match system_identifier {
+        Some(expected) if expected != page.system_identifier => {
+            Err(WalPageError::OtherCluster { actual: page.system_identifier, expected })
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +165,9 @@ mod tests {
             check_segment(name("000000020000000000000003"), &good, SIZE).is_ok(),
             "first segment of a new timeline"
         );
+        assert_eq!(check_cluster(&header, None), Ok(()));
+        assert_eq!(check_cluster(&header, Some(7_000_000_000_000_000_001)), Ok(()));
+        assert!(matches!(check_cluster(&header, Some(7)), Err(WalPageError::OtherCluster { .. })));
         let future = page(0xD1FF, 6, 1, 0x0300_0000, 16 << 20);
         assert!(!check_segment(name("000000010000000000000003"), &future, SIZE).unwrap().is_known_version());
     }

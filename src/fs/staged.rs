@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
@@ -82,7 +83,9 @@ fn hidden_beside(destination: &Path) -> io::Result<PathBuf> {
     let name = destination.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let mut hidden = OsString::from(".");
     hidden.push(name);
-    hidden.push(format!(".wal-eve.{}", std::process::id()));
+    // one process may write the same file twice at a time, and each has to keep its own
+    static FILES: AtomicU64 = AtomicU64::new(0);
+    hidden.push(format!(".wal-eve.{}.{}", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed)));
     Ok(destination.with_file_name(hidden))
 }
 

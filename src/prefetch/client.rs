@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::message::{About, Ask, Reply};
 use super::spool::Spool;
@@ -13,6 +13,9 @@ use crate::formats::wal_name::SegmentName;
 
 /// How long the prefetcher may stay silent: it speaks every second, so this one is stuck.
 const SILENCE: Duration = Duration::from_secs(10);
+
+/// The longest that a segment on its way is waited for: one of 1 GiB at a few MB/s.
+const MAX_WAIT: Duration = Duration::from_secs(10 * 60);
 
 /// Who asks, and for whom.
 #[derive(Debug, Clone)]
@@ -45,6 +48,10 @@ impl Caller {
     }
 
     fn try_take(&self, name: SegmentName, destination: &Path) -> io::Result<Answer> {
+        if !self.spool.is_ours() {
+            // not made yet, or made by somebody else, which whoever starts a prefetcher is told
+            return Ok(Answer::Direct(None));
+        }
         // connected first: the stamp is then this prefetcher's or a later one's
         let Some(mut line) = self.connect()? else { return Ok(Answer::Direct(None)) };
         if !self.spool.stamp().is_some_and(|stamp| stamp.fits(&self.origin)) {
@@ -58,11 +65,15 @@ impl Caller {
             return Ok(Answer::Taken);
         }
         line.say(&self.ask(About::Want(name)))?;
+        let began = Instant::now();
         loop {
             let heard = line.hear();
             if heard.as_ref().is_err_and(|failed| failed.kind() == io::ErrorKind::TimedOut) {
-                // not another caller has to wait for it
+                // no other caller has to wait for it as well
                 self.spool.disown();
+            }
+            if began.elapsed() > MAX_WAIT {
+                return Err(io::Error::other("the prefetcher has not come to an end with it"));
             }
             match heard? {
                 Reply::Wait => {}
@@ -75,6 +86,11 @@ impl Caller {
                 Reply::Direct(why) => return Ok(Answer::Direct((!why.is_empty()).then_some(why))),
             }
         }
+    }
+
+    /// What the prefetcher has left to be told in the server's log.
+    pub fn news(&self) -> Option<String> {
+        self.spool.is_ours().then(|| self.spool.take_news()).flatten()
     }
 
     /// Tells the prefetcher that the caller fetched `name` itself. False when there is none, or one that has to go: it should
@@ -104,7 +120,6 @@ impl Caller {
         match connected {
             Err(absent) if matches!(absent.kind(), E::NotFound | E::ConnectionRefused) => Ok(None),
             Err(odd) => Err(odd),
-            Ok(_) if !self.spool.is_ours() => Err(io::Error::other("others may write in it")),
             Ok((stream, directory)) => Line::new(stream, directory).map(Some),
         }
     }

@@ -6,8 +6,8 @@ use crate::storage::Store;
 use crate::transfer::archive_end::{archive_end, next_after};
 
 /// What the archive said. That it could not be asked says nothing, and whoever fetches hears of it anyway.
-pub(super) enum Answer {
-    /// Its last segment on a timeline.
+pub(super) enum Finding {
+    /// Its last segment on a timeline; none when it would not say.
     End(Option<SegmentName>),
     /// It lacks one and holds a later one.
     Gap { absent: SegmentName, next: SegmentName },
@@ -15,10 +15,10 @@ pub(super) enum Answer {
     Nothing,
 }
 
-impl Answer {
+impl Finding {
     /// The last segment from `position` on.
     pub(super) async fn end(store: &dyn Store, layout: &Layout, position: SegmentName, size: SegmentSize) -> Self {
-        archive_end(store, layout, position, size).await.map_or(Self::Nothing, Self::End)
+        Self::End(archive_end(store, layout, position, size).await.unwrap_or_default())
     }
 
     /// Whether anything follows `absent`.

@@ -17,7 +17,8 @@ const NEGLIGIBLE_WAIT: f64 = 0.05;
 #[derive(Debug)]
 pub(super) struct Pace {
     began: Instant,
-    taken: VecDeque<Instant>,
+    /// When, and whether from the spool.
+    taken: VecDeque<(Instant, bool)>,
     waits: VecDeque<(Instant, Duration, Option<Stage>)>,
 }
 
@@ -26,9 +27,9 @@ impl Pace {
         Self { began: Instant::now(), taken: VecDeque::new(), waits: VecDeque::new() }
     }
 
-    /// Replay took a segment, or its caller fetched one.
-    pub(super) fn took(&mut self) {
-        self.taken.push_back(Instant::now());
+    /// Replay took a segment from the spool, or its caller fetched one.
+    pub(super) fn took(&mut self, from_the_spool: bool) {
+        self.taken.push_back((Instant::now(), from_the_spool));
         self.forget();
     }
 
@@ -49,10 +50,11 @@ impl Pace {
         self.taken.len() as f64 / self.elapsed().max(Duration::from_secs(1)).as_secs_f64()
     }
 
-    /// What holds replay up, in a word; none when nothing was taken.
+    /// What holds replay up, in a word; none when that cannot be told, since little was taken from the spool.
     pub(super) fn bottleneck(&mut self) -> Option<&'static str> {
         self.forget();
-        if self.taken.is_empty() {
+        let hits = self.taken.iter().filter(|(_, from_the_spool)| *from_the_spool).count();
+        if hits * 2 <= self.taken.len() {
             return None;
         }
         let waited: Duration = self.waits.iter().map(|(_, time, _)| *time).sum();
@@ -73,7 +75,7 @@ impl Pace {
     }
 
     fn forget(&mut self) {
-        while self.taken.front().is_some_and(|at| at.elapsed() > SPAN) {
+        while self.taken.front().is_some_and(|(at, _)| at.elapsed() > SPAN) {
             self.taken.pop_front();
         }
         while self.waits.front().is_some_and(|(at, ..)| at.elapsed() > SPAN) {
@@ -92,7 +94,7 @@ mod tests {
         assert_eq!((pace.bottleneck(), pace.taken()), (None, 0));
         for _ in 0..120 {
             tokio::time::advance(Duration::from_millis(500)).await;
-            pace.took();
+            pace.took(true);
         }
         assert_eq!(pace.bottleneck(), Some("replay"));
         assert!((pace.segments_per_second() - 2.0).abs() < 0.1);
@@ -101,5 +103,7 @@ mod tests {
         assert_eq!(pace.bottleneck(), Some("codec"));
         tokio::time::advance(Duration::from_secs(61)).await;
         assert_eq!((pace.taken(), pace.segments_per_second()), (0, 0.0));
+        pace.took(false);
+        assert_eq!(pace.bottleneck(), None, "nothing is known of what was fetched elsewhere");
     }
 }

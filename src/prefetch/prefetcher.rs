@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::inquiry::Answer;
+use super::inquiry::Finding;
 use super::lines::{Answering, listen};
 use super::message::{About, Ask, Reply};
 use super::missed::Missed;
@@ -33,7 +33,7 @@ use crate::formats::wal_name::{SegmentName, SegmentSize, WalName};
 use crate::storage::Store;
 use crate::transfer::progress::Progress;
 use crate::transfer::turns::Turns;
-use crate::transfer::wal_download::{Downloaded, Lane, download_wal};
+use crate::transfer::wal_download::{Downloaded, Expected, Lane, download_wal};
 use crate::transfer::{self, TransferError, cores};
 
 /// Segments on their way at once. At 50 MB/s a connection, which is what S3 gives, 800 MB/s of compressed WAL.
@@ -52,11 +52,23 @@ const TICK: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
+/// How long to stay when no server asks any more: replay of one segment takes minutes at worst, and a replica that was paused
+/// for longer may as well begin anew.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+
+/// How many segments the first window holds: for a server that asks, little, so that one that never asks again costs no more;
+/// for one that is still being restored, some seconds of the fastest replay.
+const FIRST_LOOK_AHEAD: usize = 2;
+const RESTORE_LOOK_AHEAD: usize = 16;
+
+/// The longest part of an error that fits into a line for a caller.
+const MAX_WHY_CHARS: usize = 800;
+
 /// How often a catch-up is summed up in a line.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The signals that end it in order. Any signal's default would end it as a signal does, and PostgreSQL would take that for
-/// a crash if it has adopted this process.
+/// The signals that end it in order. Their defaults would end it as a signal does, and PostgreSQL would take that for a crash if
+/// it has adopted this process.
 const SIGNALS: [SignalKind; 6] = [
     SignalKind::terminate(),
     SignalKind::interrupt(),
@@ -83,8 +95,8 @@ pub struct PrefetchOptions {
     pub max_bytes: u64,
     /// The process whose end ends the need for prefetching, if there is one yet.
     pub recovery: Option<u32>,
-    /// How long to stay when nobody asks.
-    pub idle_timeout: Duration,
+    /// How long to stay when nobody has asked yet.
+    pub first_ask_timeout: Duration,
 }
 
 /// Why a prefetcher ended.
@@ -121,32 +133,34 @@ impl fmt::Display for Ended {
 ///
 /// # Errors
 /// When the spool cannot be used at all. Whatever the archive does is no error here: callers hear of it.
-pub async fn prefetch(
-    store: Arc<dyn Store>,
-    layout: Layout,
-    options: PrefetchOptions,
-    lock: &SpoolLock,
-) -> io::Result<Ended> {
+pub async fn prefetch(store: Arc<dyn Store>, layout: Layout, options: PrefetchOptions) -> io::Result<Ended> {
     let spool = options.spool.clone();
-    spool.empty();
+    let mut signals = SIGNALS.into_iter().map(signal).collect::<io::Result<Vec<Signal>>>()?;
+    let watch = options.recovery.map(Watch::new);
+    let lock = tokio::select! {
+        biased;
+        () = any(&mut signals) => return Ok(Ended::Told),
+        () = ended(watch.as_ref()) => return Ok(Ended::RecoveryOver),
+        lock = SpoolLock::acquire(&spool) => lock?,
+    };
+    let Some(lock) = lock else { return Ok(Ended::NotNeeded) };
+    spool.empty()?;
     spool.write_stamp(&Stamp::new(&options.origin))?;
     let (_directory, path) = spool.socket()?;
     let mut lines = listen(UnixListener::bind(path)?);
-    let mut signals = SIGNALS.into_iter().map(signal).collect::<io::Result<Vec<Signal>>>()?;
     if let Some(hint) = start::init_hint() {
         tracing::warn!("{hint}");
         spool.leave_news(&hint);
     }
-    let mut prefetcher = Prefetcher::new(store, layout, options);
+    let mut prefetcher = Prefetcher::new(store, layout, options, watch);
     tracing::info!(position = %prefetcher.window.position(), archive = prefetcher.origin.archive, "prefetching");
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = loop {
         prefetcher.fetch_more();
-        let any_signal = futures::future::select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv())));
         tokio::select! {
             biased;
-            _ = any_signal => break Ended::Told,
+            () = any(&mut signals) => break Ended::Told,
             () = ended(prefetcher.watch.as_ref()) => break Ended::RecoveryOver,
             Some((ask, line)) = lines.recv() => {
                 if ask.about == About::Retire {
@@ -160,7 +174,7 @@ pub async fn prefetch(
                     prefetcher.fetched(name, fetched, &progress);
                 }
             }
-            Some(Ok(answer)) = prefetcher.inquiries.join_next() => prefetcher.learned(answer),
+            Some(Ok(finding)) = prefetcher.inquiries.join_next() => prefetcher.learned(finding),
             _ = tick.tick() => {
                 if !lock.is_in_place() || !spool.has_socket() {
                     break Ended::SpoolGone;
@@ -176,10 +190,15 @@ pub async fn prefetch(
     prefetcher.fetches.abort_all();
     // without the lock, what is there now belongs to the one that has made the spool anew
     if lock.is_in_place() {
-        spool.empty();
+        spool.empty()?;
         prefetcher.show(&format!("ended: {ended}"));
     }
     Ok(ended)
+}
+
+/// Returns when one of the signals comes.
+async fn any(signals: &mut [Signal]) {
+    futures::future::select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
 }
 
 async fn ended(watch: Option<&Watch>) {
@@ -191,7 +210,7 @@ async fn ended(watch: Option<&Watch>) {
 
 type Fetched = (SegmentName, transfer::Result<Downloaded>, Arc<Progress>);
 
-struct Caller {
+struct Waiting {
     name: SegmentName,
     line: Answering,
     since: Instant,
@@ -219,11 +238,11 @@ struct Prefetcher {
     fetches: JoinSet<Fetched>,
     aborts: HashMap<SegmentName, AbortHandle>,
     turns: Arc<Turns>,
-    waiting: Vec<Caller>,
+    waiting: Vec<Waiting>,
     last_ask: Instant,
     paused: Option<Pause>,
     next_pause: Duration,
-    inquiries: JoinSet<Answer>,
+    inquiries: JoinSet<Finding>,
     reported: Instant,
     missed: Missed,
     tally: Tally,
@@ -231,7 +250,8 @@ struct Prefetcher {
 }
 
 impl Prefetcher {
-    fn new(store: Arc<dyn Store>, layout: Layout, options: PrefetchOptions) -> Self {
+    fn new(store: Arc<dyn Store>, layout: Layout, options: PrefetchOptions, watch: Option<Watch>) -> Self {
+        let look_ahead = if watch.is_some() { FIRST_LOOK_AHEAD } else { RESTORE_LOOK_AHEAD };
         let cores = NonZeroUsize::new(cores()).unwrap_or(NonZeroUsize::MIN);
         let mut prefetcher = Self {
             store,
@@ -241,9 +261,9 @@ impl Prefetcher {
             segment_size: options.segment_size,
             max_bytes: options.max_bytes,
             look_ahead: options.look_ahead,
-            idle_timeout: options.idle_timeout,
-            window: Window::new(options.position, options.segment_size, 0),
-            watch: options.recovery.map(Watch::new),
+            idle_timeout: options.first_ask_timeout,
+            window: Window::new(options.position, options.segment_size, look_ahead),
+            watch,
             fetches: JoinSet::new(),
             aborts: HashMap::new(),
             turns: Turns::new(cores),
@@ -263,6 +283,7 @@ impl Prefetcher {
 
     fn hear(&mut self, ask: Ask, line: Answering) {
         self.last_ask = Instant::now();
+        self.idle_timeout = IDLE_TIMEOUT;
         if self.watch.as_ref().map(Watch::pid) != Some(ask.recovery) {
             self.watch = Some(Watch::new(ask.recovery));
         }
@@ -289,25 +310,23 @@ impl Prefetcher {
                 if self.window.end() == Some(name) {
                     self.missed.add(name);
                 }
-                self.wanted(Caller { name, line, since: Instant::now() });
+                self.wanted(Waiting { name, line, since: Instant::now() });
             }
             About::Retire => {}
         }
-        for stray in self.window.strays() {
-            self.give_up(stray);
-        }
+        self.give_up_strays();
     }
 
-    fn wanted(&mut self, caller: Caller) {
+    fn wanted(&mut self, caller: Waiting) {
         match self.window.held(caller.name) {
             Some(Held::Ready) => caller.line.answer(&Reply::Ready),
             Some(Held::Fetching) => self.waiting.push(caller),
-            None if self.paused.is_some() => {
+            Some(Held::Bad) | None if self.paused.is_some() => {
                 caller.line.answer(&Reply::Direct(self.tally.untold_error()));
             }
             // its caller asks the archive itself, whose answer is the one that counts
-            None if self.window.next() != Some(caller.name) => caller.line.answer(&Reply::Direct(String::new())),
-            None => {
+            _ if self.window.next() != Some(caller.name) => caller.line.answer(&Reply::Direct(String::new())),
+            _ => {
                 self.fetch(caller.name);
                 self.waiting.push(caller);
             }
@@ -332,8 +351,10 @@ impl Prefetcher {
             rank: name.number(self.segment_size).unwrap_or(u64::MAX),
             progress: Arc::default(),
         };
+        let expected =
+            Expected { name: Some(WalName::Segment(name)), system_identifier: Some(self.origin.system_identifier) };
         let abort = self.fetches.spawn(async move {
-            let fetched = download_wal(&*store, &key, Some(&WalName::Segment(name)), &destination, &lane).await;
+            let fetched = download_wal(&*store, &key, &expected, &destination, &lane).await;
             (name, fetched, lane.progress)
         });
         self.aborts.insert(name, abort);
@@ -345,7 +366,7 @@ impl Prefetcher {
             // given up just as it came, and wanted again since
             Some(Held::Ready) => return,
             // given up just as it came
-            None => return self.spool.discard(name),
+            Some(Held::Bad) | None => return self.spool.discard(name),
         };
         let (waiting, others) = std::mem::take(&mut self.waiting).into_iter().partition(|caller| caller.name == name);
         self.waiting = others;
@@ -359,19 +380,11 @@ impl Prefetcher {
             }
             caller.line.answer(&reply);
         }
-        for stray in self.window.strays() {
-            self.give_up(stray);
-        }
+        self.give_up_strays();
     }
 
     fn judge(&mut self, name: SegmentName, fetched: transfer::Result<Downloaded>) -> Reply {
         match fetched {
-            Ok(downloaded)
-                if downloaded.page.is_some_and(|page| page.system_identifier != self.origin.system_identifier) =>
-            {
-                self.spool.discard(name);
-                self.failed(name, false, format!("segment {name} of the archive belongs to another cluster"))
-            }
             Ok(_) => {
                 self.window.arrived(name);
                 self.go_on();
@@ -385,12 +398,19 @@ impl Prefetcher {
                 tracing::debug!(%name, "not in the archive");
                 Reply::Direct(String::new())
             }
-            Err(failed) => self.failed(name, matches!(failed, TransferError::Storage(_)), joined(&failed)),
+            Err(failed) => {
+                let of_the_store = matches!(failed, TransferError::Storage(_));
+                self.failed(name, of_the_store, joined(&failed).chars().take(MAX_WHY_CHARS).collect())
+            }
         }
     }
 
     fn failed(&mut self, name: SegmentName, of_the_store: bool, why: String) -> Reply {
-        self.window.failed(name);
+        if of_the_store {
+            self.window.failed(name);
+        } else {
+            self.window.is_bad(name);
+        }
         self.tally.failed(why.clone());
         // what was under way together fails together, and counts once
         if self.paused.is_none() {
@@ -404,6 +424,12 @@ impl Prefetcher {
     /// Ends a pause: fetching works again.
     fn go_on(&mut self) {
         (self.paused, self.next_pause) = (None, FIRST_PAUSE);
+    }
+
+    fn give_up_strays(&mut self) {
+        for stray in self.window.strays() {
+            self.give_up(stray);
+        }
     }
 
     /// Stops fetching `name`, or drops it from the spool.
@@ -427,8 +453,10 @@ impl Prefetcher {
             self.paused = None;
         }
         self.set_limit();
+        self.give_up_strays();
         if self.reported.elapsed() >= REPORT_INTERVAL {
             self.reported = Instant::now();
+            self.spool.bound_log();
             self.inquire();
         }
         self.show(self.state());
@@ -436,7 +464,8 @@ impl Prefetcher {
 
     /// As wide as the space that is free now allows.
     fn set_limit(&mut self) {
-        let held = self.window.counts().0 as u64 * self.segment_size.bytes();
+        let (ready, _) = self.window.counts();
+        let held = ready as u64 * self.segment_size.bytes();
         let free = self.spool.free_bytes().unwrap_or(0);
         let room = self.max_bytes.min(free.saturating_add(held) / SHARE_OF_FREE_SPACE) / self.segment_size.bytes();
         let wish = self.look_ahead.unwrap_or(DEFAULT_LOOK_AHEAD);
@@ -447,24 +476,24 @@ impl Prefetcher {
         let (store, layout, size) = (Arc::clone(&self.store), self.layout.clone(), self.segment_size);
         if self.tally.taken() > 0 {
             let position = self.window.position();
-            self.inquiries.spawn(async move { Answer::end(&*store, &layout, position, size).await });
+            self.inquiries.spawn(async move { Finding::end(&*store, &layout, position, size).await });
         } else if self.last_ask.elapsed() < REPORT_INTERVAL {
             for absent in self.missed.for_at_least(REPORT_INTERVAL) {
                 let (store, layout) = (Arc::clone(&self.store), self.layout.clone());
-                self.inquiries.spawn(async move { Answer::gap(&*store, &layout, absent).await });
+                self.inquiries.spawn(async move { Finding::gap(&*store, &layout, absent).await });
             }
         }
     }
 
-    fn learned(&mut self, answer: Answer) {
-        match answer {
-            Answer::End(end) => {
+    fn learned(&mut self, finding: Finding) {
+        match finding {
+            Finding::End(end) => {
                 self.tally.set_archive_end(end);
                 let line = self.status("").summary(self.tally.taken());
                 tracing::info!("{line}");
                 self.spool.leave_news(&line);
             }
-            Answer::Gap { absent, next } if self.missed.contains(absent) => {
+            Finding::Gap { absent, next } if self.missed.contains(absent) => {
                 let line = format!(
                     "segment {absent} is missing from the archive, although {next} is there: replay cannot go on without it"
                 );
@@ -472,7 +501,7 @@ impl Prefetcher {
                 self.tally.failed(line.clone());
                 self.spool.leave_news(&line);
             }
-            Answer::Gap { .. } | Answer::Nothing => {}
+            Finding::Gap { .. } | Finding::Nothing => {}
         }
     }
 
@@ -528,9 +557,9 @@ mod tests {
             look_ahead: None,
             max_bytes: 1 << 30,
             recovery: None,
-            idle_timeout: Duration::from_secs(600),
+            first_ask_timeout: Duration::from_secs(600),
         };
-        Prefetcher::new(Arc::new(store), layout, options)
+        Prefetcher::new(Arc::new(store), layout, options, Some(Watch::new(std::process::id())))
     }
 
     /// Asks as a wal-fetch does, and waits for what comes of it.

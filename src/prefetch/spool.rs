@@ -3,16 +3,18 @@
 //! It lies beside the WAL files, where WAL-E has its own (`spec/wal-e-format.md` §7.2), so that taking a segment is a
 //! rename; or wherever the user wants it. It may be deleted at any time.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use sha2::{Digest as _, Sha256};
+use tokio::time::{Instant, sleep};
 
 use super::stamp::Stamp;
 use crate::formats::hex::hex;
@@ -26,6 +28,9 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// How much may wait for a caller before the older part of it is dropped.
 const MAX_NEWS_BYTES: usize = 4096;
+
+/// How long a log may become before it is emptied: a prefetcher works for months, and an outage has much to say.
+const MAX_LOG_BYTES: u64 = 1 << 20;
 
 /// A spool's place. Nothing has to be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +46,15 @@ impl Spool {
             || wal_directory.join(".wal-e/prefetch"),
             |parent| {
                 let whole = fs::canonicalize(data_directory).unwrap_or_else(|_| data_directory.to_owned());
-                let digest = Sha256::digest(whole.as_os_str().as_bytes());
-                parent.join(hex(&digest[..8]))
+                let mut digest = Sha256::new();
+                digest.update(whole.as_os_str().as_bytes());
+                // containers that share the place may call their data directories the same
+                if let Ok(found) = fs::metadata(&whole) {
+                    digest.update(found.dev().to_le_bytes());
+                    digest.update(found.ino().to_le_bytes());
+                }
+                let digest = &digest.finalize()[..8];
+                parent.join(format!("wal-eve-{}", hex(&digest)))
             },
         );
         Self { directory }
@@ -73,22 +85,34 @@ impl Spool {
         self.directory.join("status.json")
     }
 
-    /// Makes the directory, for its owner only.
+    /// Makes the directory, for its owner only, and those above it if they are not there.
     ///
     /// # Errors
-    /// Also when somebody else owns it or others may write in it: they could slip a segment in.
+    /// Also when its path is relative, which means another place in another process, when it is a link, when somebody else owns
+    /// it or others may write in it: they could slip a segment in.
     pub fn create(&self) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        let refuse = |why| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        if self.directory.is_relative() {
+            return refuse("its path has to be absolute");
+        }
+        if let Some(parent) = self.directory.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        match DirBuilder::new().mode(0o700).create(&self.directory) {
+            Err(there) if there.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made?,
+        }
         if self.is_ours() {
             return Ok(());
         }
-        Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user, or others may write in it"))
+        refuse("it is no directory, belongs to another user, or others may write in it")
     }
 
-    /// Whether only this user can have put anything there.
+    /// Whether it is there and only this user can have put anything into it.
     pub fn is_ours(&self) -> bool {
         let ours = rustix::process::geteuid().as_raw();
-        fs::metadata(&self.directory).is_ok_and(|found| found.uid() == ours && found.mode() & 0o022 == 0)
+        fs::symlink_metadata(&self.directory)
+            .is_ok_and(|found| found.is_dir() && found.uid() == ours && found.mode() & 0o022 == 0)
     }
 
     /// Whose segments it holds, if that can be read.
@@ -133,12 +157,31 @@ impl Spool {
         let _ = fs::remove_file(self.segment(name));
     }
 
-    /// Removes everything but the log, the lock and the last status.
-    pub fn empty(&self) {
-        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
-            if !["log", "lock", "status.json"].iter().any(|kept| entry.file_name() == *kept) {
-                let _ = fs::remove_file(entry.path());
+    /// Removes what a prefetcher makes here, but for the log, the lock and the last status; nothing else, whatever directory
+    /// this is.
+    ///
+    /// # Errors
+    /// When something stays that a stamp must not vouch for.
+    pub fn empty(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            if is_passing(&entry.file_name()) {
+                match fs::remove_file(entry.path()) {
+                    Err(failed) if failed.kind() != io::ErrorKind::NotFound => return Err(failed),
+                    _ => {}
+                }
             }
+        }
+        Ok(())
+    }
+
+    /// Cuts a log that has become too long.
+    pub fn bound_log(&self) {
+        let log = File::options().write(true).open(self.log());
+        if let Ok(log) = log
+            && log.metadata().is_ok_and(|found| found.len() > MAX_LOG_BYTES)
+        {
+            let _ = log.set_len(0);
         }
     }
 
@@ -200,6 +243,16 @@ impl Spool {
     }
 }
 
+/// Whether a file of this name is there for a prefetcher's lifetime only.
+fn is_passing(name: &OsStr) -> bool {
+    let Some(name) = name.to_str() else { return false };
+    let half_written = name.starts_with('.') && name.contains(".wal-eve.");
+    half_written
+        || ["stamp", "socket", "news"].contains(&name)
+        || name.starts_with("news.")
+        || name.parse::<SegmentName>().is_ok()
+}
+
 /// The right to fill a spool, which one process has at a time.
 #[derive(Debug)]
 pub struct SpoolLock {
@@ -208,22 +261,32 @@ pub struct SpoolLock {
 }
 
 impl SpoolLock {
-    /// Takes the lock, and waits a while for a process that is just ending. None when another one keeps it.
-    pub fn acquire(spool: &Spool) -> io::Result<Option<Self>> {
+    /// Takes the lock. None when another process has it.
+    pub fn try_acquire(spool: &Spool) -> io::Result<Option<Self>> {
         let path = spool.directory.join("lock");
-        let began = Instant::now();
         loop {
             let file = File::options().create(true).truncate(false).write(true).open(&path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {
                     let lock = Self { file, path: path.clone() };
+                    // else somebody has removed it meanwhile
                     if lock.is_in_place() {
                         return Ok(Some(lock));
                     }
                 }
-                Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() > LOCK_PATIENCE => return Ok(None),
-                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(LOCK_INTERVAL),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
                 Err(failed) => return Err(failed.into()),
+            }
+        }
+    }
+
+    /// Takes the lock, and waits a while for a process that is just ending. None when another one keeps it.
+    pub async fn acquire(spool: &Spool) -> io::Result<Option<Self>> {
+        let began = Instant::now();
+        loop {
+            match Self::try_acquire(spool)? {
+                None if began.elapsed() < LOCK_PATIENCE => sleep(LOCK_INTERVAL).await,
+                acquired => return Ok(acquired),
             }
         }
     }
@@ -309,6 +372,10 @@ mod tests {
         let spool = spool(data.path());
         fs::set_permissions(spool.directory(), fs::Permissions::from_mode(0o770)).unwrap();
         assert!(spool.create().is_err());
+        let link = data.path().join("link");
+        std::os::unix::fs::symlink(data.path(), &link).unwrap();
+        assert!(Spool::at(link).create().is_err(), "a link leads to who knows what");
+        assert!(Spool::at("relative".into()).create().is_err());
     }
 
     #[test]
@@ -316,15 +383,15 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let spool = spool(data.path());
         assert!(!SpoolLock::is_held(&spool));
-        let lock = SpoolLock::acquire(&spool).unwrap().unwrap();
+        let lock = SpoolLock::try_acquire(&spool).unwrap().unwrap();
         assert!(SpoolLock::is_held(&spool) && lock.is_in_place());
         fs::remove_dir_all(spool.directory()).unwrap();
         assert!(!lock.is_in_place());
         spool.create().unwrap();
         assert!(!SpoolLock::is_held(&spool), "the new directory's lock is another");
-        let lock = SpoolLock::acquire(&spool).unwrap().unwrap();
+        let lock = SpoolLock::try_acquire(&spool).unwrap().unwrap();
         spool.disown();
-        let other = SpoolLock::acquire(&spool).unwrap();
+        let other = SpoolLock::try_acquire(&spool).unwrap();
         assert!(other.is_some_and(|other| other.is_in_place()) && !lock.is_in_place());
     }
 
@@ -343,13 +410,14 @@ mod tests {
     fn emptying_leaves_what_tells_people_what_happened() {
         let data = tempfile::tempdir().unwrap();
         let spool = spool(data.path());
-        for name in ["000000010000000000000001", ".000000010000000000000002.wal-eve.7", "log", "lock", "stamp"] {
+        let passing = ["000000010000000000000001", ".000000010000000000000002.wal-eve.7.0", "stamp", "news", "news.9"];
+        for name in passing.iter().chain(&["log", "lock", "somebody's"]) {
             fs::write(spool.directory().join(name), "").unwrap();
         }
-        spool.empty();
+        spool.empty().unwrap();
         let mut left: Vec<_> =
             fs::read_dir(spool.directory()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, ["lock", "log"]);
+        assert_eq!(left, ["lock", "log", "somebody's"]);
     }
 }

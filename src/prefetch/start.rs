@@ -7,6 +7,10 @@ use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+/// How much this process stands back: enough that replay does not wait for a core, little enough that it gets a quarter of one
+/// in any case.
+const NICENESS: i32 = 5;
+
 /// Starts this program again with `args`, in the background. Its environment is the caller's.
 ///
 /// PostgreSQL waits for whoever keeps a descriptor that its command inherited: the three standard ones are replaced here, and
@@ -31,6 +35,8 @@ pub fn detach() -> io::Result<()> {
         // the listing's own is closed already
         let _ = nix::unistd::close(descriptor);
     }
+    // replay goes first where there is not enough for both
+    let _ = rustix::process::nice(NICENESS);
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     Ok(())
 }

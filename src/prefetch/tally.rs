@@ -28,13 +28,13 @@ impl Tally {
     /// Replay was given a segment from the spool.
     pub(super) fn hit(&mut self) {
         self.hits += 1;
-        self.pace.took();
+        self.pace.took(true);
     }
 
     /// Replay's caller fetched a segment itself.
     pub(super) fn miss(&mut self) {
         self.misses += 1;
-        self.pace.took();
+        self.pace.took(false);
     }
 
     /// Replay waited for a segment, whose fetch was held up most by `stage`.

@@ -34,10 +34,14 @@ impl Watch {
 
     fn waiting(pid: u32, wait: impl FnOnce() + Send + 'static) -> Self {
         let (ends, running) = watch::channel(());
-        thread::spawn(move || {
+        let waiting = thread::Builder::new().name("watch".into()).spawn(move || {
             wait();
             drop(ends);
         });
+        if let Err(failed) = waiting {
+            // its channel is closed then, so that the process counts as ended: better no prefetcher than one for ever
+            tracing::warn!("could not watch process {pid}: {failed}");
+        }
         Self { pid, running }
     }
 

@@ -7,9 +7,6 @@ use std::collections::BTreeMap;
 
 use crate::formats::wal_name::{SegmentName, SegmentSize};
 
-/// How many segments the first window holds: a caller that never comes again costs no more.
-const FIRST_LOOK_AHEAD: usize = 2;
-
 /// How far a segment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Held {
@@ -17,6 +14,8 @@ pub(super) enum Held {
     Fetching,
     /// In the spool.
     Ready,
+    /// Not to be fetched before replay asks for it: it is damaged, or something here is.
+    Bad,
 }
 
 /// What is held, and what should be.
@@ -28,12 +27,18 @@ pub(super) struct Window {
     limit: usize,
     end: Option<SegmentName>,
     held: BTreeMap<SegmentName, Held>,
+    /// What follows the segment that replay took last.
+    following: Option<SegmentName>,
+    /// Whether replay goes from each segment to the next. At its beginning it does not: it reads the checkpoint's segment
+    /// first and goes back to where redo starts.
+    is_steady: bool,
 }
 
 impl Window {
-    /// Begins at `position`, never wider than `limit`, which may be 0.
-    pub(super) fn new(position: SegmentName, size: SegmentSize, limit: usize) -> Self {
-        Self { size, position, look_ahead: FIRST_LOOK_AHEAD, limit, end: None, held: BTreeMap::new() }
+    /// Begins at `position`, so many segments wide. Nothing is wanted before [`Self::set_limit`] has said how many may be.
+    pub(super) fn new(position: SegmentName, size: SegmentSize, look_ahead: usize) -> Self {
+        let (end, held, following, is_steady) = (None, BTreeMap::new(), None, false);
+        Self { size, position, look_ahead, limit: 0, end, held, following, is_steady }
     }
 
     /// The segment that replay needs next.
@@ -68,8 +73,8 @@ impl Window {
 
     /// How many are in the spool and how many on their way.
     pub(super) fn counts(&self) -> (usize, usize) {
-        let ready = self.held.values().filter(|held| **held == Held::Ready).count();
-        (ready, self.held.len() - ready)
+        let count = |of| self.held.values().filter(|held| **held == of).count();
+        (count(Held::Ready), count(Held::Fetching))
     }
 
     /// The segment to fetch next, if there is one.
@@ -88,6 +93,9 @@ impl Window {
     /// Replay needs `name` now, which it did not find in the spool.
     pub(super) fn asked(&mut self, name: SegmentName) {
         self.move_to(name);
+        if self.held(name) == Some(Held::Bad) {
+            self.held.remove(&name);
+        }
         if self.end == Some(name) {
             self.look_ahead = 1;
         }
@@ -118,9 +126,14 @@ impl Window {
         self.held.insert(name, Held::Ready);
     }
 
-    /// `name` could not be fetched.
+    /// `name` could not be fetched, and may be soon.
     pub(super) fn failed(&mut self, name: SegmentName) {
         self.held.remove(&name);
+    }
+
+    /// `name` could not be fetched, and will not be before something has changed.
+    pub(super) fn is_bad(&mut self, name: SegmentName) {
+        self.held.insert(name, Held::Bad);
     }
 
     /// The archive does not hold `name`.
@@ -134,19 +147,26 @@ impl Window {
 
     /// Gives up what replay does not need any more, or not soon: the segments to remove or to stop fetching.
     pub(super) fn strays(&mut self) -> Vec<SegmentName> {
-        let limit = self.limit;
-        let reach: Vec<SegmentName> = std::iter::successors(Some(self.position), |name| name.next(self.size))
-            .take_while(|name| Some(*name) != self.end)
-            .take(limit)
-            .collect();
-        let strays: Vec<SegmentName> = self.held.keys().copied().filter(|name| !reach.contains(name)).collect();
+        let strays: Vec<SegmentName> = self.held.keys().copied().filter(|name| !self.is_near(*name)).collect();
         for name in &strays {
             self.held.remove(name);
         }
         strays
     }
 
+    fn is_near(&self, name: SegmentName) -> bool {
+        let (Some(number), Some(position)) = (name.number(self.size), self.position.number(self.size)) else {
+            return false;
+        };
+        let limit = self.limit as u64;
+        name.timeline() == self.position.timeline()
+            && self.end.is_none_or(|end| name < end)
+            && if number < position { !self.is_steady && position - number < limit } else { number - position < limit }
+    }
+
     fn move_past(&mut self, name: SegmentName) {
+        self.is_steady = self.following == Some(name);
+        self.following = name.next(self.size);
         if let Some(next) = name.next(self.size) {
             self.move_to(next);
         }
@@ -175,6 +195,12 @@ mod tests {
         format!("{timeline:08X}{:08X}{:08X}", number / 256, number % 256).parse().unwrap()
     }
 
+    fn window(position: SegmentName, limit: usize) -> Window {
+        let mut window = Window::new(position, SIZE, 2);
+        window.set_limit(limit);
+        window
+    }
+
     fn begin_all(window: &mut Window) -> Vec<SegmentName> {
         let begun: Vec<SegmentName> = std::iter::from_fn(|| {
             let next = window.next()?;
@@ -191,7 +217,7 @@ mod tests {
 
     #[test]
     fn it_goes_in_need_order_and_grows_with_every_segment_taken() {
-        let mut window = Window::new(name(254), SIZE, 16);
+        let mut window = window(name(254), 16);
         assert_eq!(begin_all(&mut window), names(254..256), "across the end of a log file");
         window.arrived(name(254));
         window.took(name(254));
@@ -208,7 +234,7 @@ mod tests {
 
     #[test]
     fn an_idle_standby_at_the_archives_end_costs_nothing_ahead() {
-        let mut window = Window::new(name(10), SIZE, 64);
+        let mut window = window(name(10), 64);
         for number in 10..20 {
             begin_all(&mut window);
             window.arrived(name(number));
@@ -232,7 +258,7 @@ mod tests {
 
     #[test]
     fn an_end_seen_from_afar_is_remembered_when_replay_gets_there() {
-        let mut window = Window::new(name(10), SIZE, 64);
+        let mut window = window(name(10), 64);
         begin_all(&mut window);
         window.absent(name(14));
         for number in 10..14 {
@@ -246,7 +272,7 @@ mod tests {
 
     #[test]
     fn after_the_end_it_grows_again() {
-        let mut window = Window::new(name(1), SIZE, 64);
+        let mut window = window(name(1), 64);
         window.absent(name(1));
         window.found(name(1));
         for number in 2..6 {
@@ -259,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_jump_drops_what_is_out_of_reach_and_keeps_what_is_not() {
-        let mut window = Window::new(name(100), SIZE, 8);
+        let mut window = window(name(100), 8);
         for number in 100..110 {
             begin_all(&mut window);
             window.arrived(name(number));
@@ -267,7 +293,6 @@ mod tests {
         }
         let held: Vec<SegmentName> = names(110..118);
         assert_eq!(begin_all(&mut window), [name(117)], "the others were begun before");
-        // recovery reads its checkpoint first and then goes back to where redo starts
         window.asked(name(107));
         assert_eq!(window.strays(), names(115..118));
         assert!(held[..5].iter().all(|name| window.held(*name).is_some()));
@@ -278,8 +303,39 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_behind_is_kept_until_replay_is_steady() {
+        let mut window = Window::new(name(10), SIZE, 16);
+        window.set_limit(64);
+        assert_eq!(begin_all(&mut window), names(10..26));
+        // recovery reads its checkpoint first, then goes back to where redo starts
+        window.took(name(13));
+        assert!(window.strays().is_empty());
+        window.took(name(10));
+        assert!(window.strays().is_empty());
+        window.asked(name(9));
+        window.found(name(9));
+        window.took(name(10));
+        window.took(name(12));
+        assert!(window.strays().is_empty());
+        window.took(name(13));
+        assert_eq!(window.strays(), [name(11)], "steady, so what is behind is not needed any more");
+    }
+
+    #[test]
+    fn a_bad_segment_is_not_fetched_again_before_replay_asks_for_it() {
+        let mut window = window(name(10), 8);
+        begin_all(&mut window);
+        window.is_bad(name(11));
+        assert_eq!((window.counts(), window.next()), ((0, 1), None));
+        window.took(name(10));
+        assert_eq!(begin_all(&mut window), names(12..15));
+        window.asked(name(11));
+        assert_eq!(window.next(), Some(name(11)));
+    }
+
+    #[test]
     fn another_timeline_begins_anew() {
-        let mut window = Window::new(name(10), SIZE, 8);
+        let mut window = window(name(10), 8);
         begin_all(&mut window);
         window.absent(name(11));
         window.asked(on(2, 11));
@@ -291,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_failed_segment_is_tried_again_in_its_place() {
-        let mut window = Window::new(name(10), SIZE, 8);
+        let mut window = window(name(10), 8);
         begin_all(&mut window);
         window.failed(name(10));
         assert_eq!(window.next(), Some(name(10)));
@@ -299,7 +355,7 @@ mod tests {
 
     #[test]
     fn no_room_means_nothing_ahead() {
-        let mut window = Window::new(name(10), SIZE, 0);
+        let mut window = window(name(10), 0);
         assert_eq!(window.next(), None);
         window.asked(name(10));
         assert_eq!((window.next(), window.look_ahead()), (None, 0));

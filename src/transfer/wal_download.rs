@@ -30,6 +30,15 @@ pub struct Downloaded {
     pub page: Option<LongPageHeader>,
 }
 
+/// What a file has to be.
+#[derive(Debug, Clone, Default)]
+pub struct Expected {
+    /// Its name; a file that has none of PostgreSQL's names is checked by its checksums alone.
+    pub name: Option<WalName>,
+    /// The cluster that it is for, where that is known.
+    pub system_identifier: Option<u64>,
+}
+
 /// A download's place among those that share the processor.
 #[derive(Debug, Clone)]
 pub struct Lane {
@@ -50,21 +59,21 @@ impl Lane {
 }
 
 /// Fetches the object `key` to `destination`. The file appears there by rename, and only when it is whole, its checksums
-/// hold, and, for a segment called `name`, its size and first page are what the name says. Not fsynced: PostgreSQL makes
+/// hold, and, for a segment, its size and first page are what is `expected`. Not fsynced: PostgreSQL makes
 /// what it keeps durable itself, and asks again after a crash.
 ///
 /// An object that fails its checks is fetched once more, since a network without TLS can damage bytes as well.
 pub async fn download_wal(
     store: &dyn Store,
     key: &str,
-    name: Option<&WalName>,
+    expected: &Expected,
     destination: &Path,
     lane: &Lane,
 ) -> Result<Downloaded> {
-    match attempt(store, key, name, destination, lane).await {
+    match attempt(store, key, expected, destination, lane).await {
         Err(failed @ (TransferError::Lzop { .. } | TransferError::NotTheSegment { .. })) => {
             tracing::warn!(error = %failed, "fetching a damaged object once more");
-            attempt(store, key, name, destination, lane).await
+            attempt(store, key, expected, destination, lane).await
         }
         done => done,
     }
@@ -73,7 +82,7 @@ pub async fn download_wal(
 async fn attempt(
     store: &dyn Store,
     key: &str,
-    name: Option<&WalName>,
+    expected: &Expected,
     destination: &Path,
     lane: &Lane,
 ) -> Result<Downloaded> {
@@ -112,8 +121,10 @@ async fn attempt(
     drop(writes);
     let start = *start.lock().unwrap_or_else(PoisonError::into_inner);
     let start = &start[..start.len().min(usize::try_from(size).unwrap_or(usize::MAX))];
-    let page = match name {
-        Some(WalName::Segment(segment) | WalName::Partial(segment)) => Some(check(*segment, start, size, &url)?),
+    let page = match expected.name {
+        Some(WalName::Segment(segment) | WalName::Partial(segment)) => {
+            Some(check(segment, expected.system_identifier, start, size, &url)?)
+        }
         _ => None,
     };
     let staged = Arc::into_inner(staged).expect("every write has ended and dropped its share");
@@ -154,8 +165,15 @@ fn write_block(
     })
 }
 
-fn check(name: SegmentName, start: &[u8], size: u64, url: &str) -> Result<LongPageHeader> {
+fn check(
+    name: SegmentName,
+    system_identifier: Option<u64>,
+    start: &[u8],
+    size: u64,
+    url: &str,
+) -> Result<LongPageHeader> {
     let page = wal_page::check_segment(name, start, size)
+        .and_then(|page| wal_page::check_cluster(&page, system_identifier).map(|()| page))
         .map_err(|source| TransferError::NotTheSegment { url: url.to_owned(), source })?;
     if !page.is_known_version() {
         tracing::warn!(url, magic = format_args!("{:#06X}", page.magic), "segment of an unknown major version");

@@ -148,16 +148,19 @@ pub async fn backup_fetch(
                 .buffer_unordered(options.pool_size.get())
         );
         let mut bytes = 0;
-        while let Some(of_partition) = extracted.try_next().await? {
-            bytes += of_partition;
+        loop {
+            let of_partition = extracted.try_next().await?;
             if let Ok(directory) = DataDirectory::open(&directory)
                 && directory.wal_directory().is_dir()
                 && let Some((page, call)) = on_wal_directory.take()
             {
                 call(&FirstWal { directory, name: name.segment(), page });
             }
+            match of_partition {
+                Some(of_partition) => bytes += of_partition,
+                None => break bytes,
+            }
         }
-        bytes
     };
 
     let last = partitions.last().map(|part| part.number);
