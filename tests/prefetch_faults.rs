@@ -261,14 +261,31 @@ fn what_a_killed_prefetcher_left_is_not_trusted() {
         assert!(spool.join(name).exists(), "{name}");
     }
     // what a power loss leaves: the right size, a good first page, zeros after it
-    for name in left.iter().filter(|name| name.len() == 24) {
+    let whole: Vec<&String> = left.iter().filter(|name| name.len() == 24).collect();
+    let mut withheld = Vec::new();
+    for name in &whole {
         let path = spool.join(name);
         let mut bytes = fs::read(&path).unwrap();
         bytes[8192..].fill(0);
         fs::write(&path, bytes).unwrap();
+        let key = format!("p/wal_005/{name}.lzo");
+        withheld.push((site.withhold(&key), key));
     }
     fs::write(spool.join(".000000010000000000000009.wal-eve.1"), "half").unwrap();
-    standby.start();
+    let log_before = standby.log().len();
+    site.server().clear_requests();
+    standby.start_without_waiting();
+    // the archive does not hold them now, so that nothing but the spool could give them
+    let first = whole.iter().min().unwrap();
+    standby
+        .wait_until("replay needs the first of them", LIMIT, || site.server().count(Operation::GetObject, first) > 3);
+    for name in &whole {
+        let restored = format!("restored log file \"{name}\"");
+        assert!(!standby.log()[log_before..].contains(&restored), "{}", standby.log());
+    }
+    for (body, key) in withheld {
+        site.server().put_object("b", &key, body);
+    }
     site.wait_for_rows(&standby);
     let other = wait_for_prefetcher(&standby, Some(pid));
     standby.stop(Mode::Fast);
