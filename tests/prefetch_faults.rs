@@ -189,6 +189,22 @@ fn wait_for_its_end(pid: Pid) {
     wait_until("the prefetcher has ended", SOON, || !is_alive(pid));
 }
 
+/// A process that does nothing until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn new(pid: Pid) -> Self {
+        kill_process(pid, Signal::STOP).unwrap();
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
 /// All that may be left of a spool is what tells people how it went.
 #[track_caller]
 fn only_its_story_is_left(spool: &Path) {
@@ -234,9 +250,10 @@ fn what_a_killed_prefetcher_left_is_not_trusted() {
     let pid = wait_for_prefetcher(&standby, None);
     standby.wait_until("segments wait in the spool", LIMIT, || segments_in(&spool).len() >= 3);
     // a stopped one does not clean up when its server ends
-    kill_process(pid, Signal::STOP).unwrap();
+    let stopped = Stopped::new(pid);
     standby.stop(Mode::Immediate);
     kill_process(pid, Signal::KILL).unwrap();
+    drop(stopped);
     wait_for_its_end(pid);
     let left = segments_in(&spool);
     assert!(left.len() >= 2, "{left:?}");
@@ -244,14 +261,31 @@ fn what_a_killed_prefetcher_left_is_not_trusted() {
         assert!(spool.join(name).exists(), "{name}");
     }
     // what a power loss leaves: the right size, a good first page, zeros after it
-    for name in left.iter().filter(|name| name.len() == 24) {
+    let whole: Vec<&String> = left.iter().filter(|name| name.len() == 24).collect();
+    let mut withheld = Vec::new();
+    for name in &whole {
         let path = spool.join(name);
         let mut bytes = fs::read(&path).unwrap();
         bytes[8192..].fill(0);
         fs::write(&path, bytes).unwrap();
+        let key = format!("p/wal_005/{name}.lzo");
+        withheld.push((site.withhold(&key), key));
     }
     fs::write(spool.join(".000000010000000000000009.wal-eve.1"), "half").unwrap();
-    standby.start();
+    let log_before = standby.log().len();
+    site.server().clear_requests();
+    standby.start_without_waiting();
+    // the archive does not hold them now, so that nothing but the spool could give them
+    let first = whole.iter().min().unwrap();
+    standby
+        .wait_until("replay needs the first of them", LIMIT, || site.server().count(Operation::GetObject, first) > 3);
+    for name in &whole {
+        let restored = format!("restored log file \"{name}\"");
+        assert!(!standby.log()[log_before..].contains(&restored), "{}", standby.log());
+    }
+    for (body, key) in withheld {
+        site.server().put_object("b", &key, body);
+    }
     site.wait_for_rows(&standby);
     let other = wait_for_prefetcher(&standby, Some(pid));
     standby.stop(Mode::Fast);
@@ -268,7 +302,7 @@ fn a_prefetcher_that_hangs_does_not_hold_replay_up_for_long() {
     standby.start();
     let pid = wait_for_prefetcher(&standby, None);
     wait_for_segments(&standby, 8);
-    kill_process(pid, Signal::STOP).unwrap();
+    let stopped = Stopped::new(pid);
     let at = restored_segments(&standby);
     assert!(at + 10 < all.len(), "{at} of {} segments were there already", all.len());
     let begun = Instant::now();
@@ -279,7 +313,7 @@ fn a_prefetcher_that_hangs_does_not_hold_replay_up_for_long() {
     assert!(took < Duration::from_secs(40), "every segment waited for the hanging prefetcher: {took:?}");
     // it finds that it was given up, and leaves the spool to the one that works there
     let other = prefetchers(&spool(&standby)).into_iter().find(|other| *other != pid).unwrap();
-    kill_process(pid, Signal::CONT).unwrap();
+    drop(stopped);
     wait_for_its_end(pid);
     assert!(is_alive(other) && spool(&standby).join("socket").exists());
 }

@@ -129,6 +129,8 @@ struct Tries {
     rejected: u32,
     expired: u32,
     expired_since: Option<Instant>,
+    /// What the try before failed with.
+    before: Option<StorageError>,
 }
 
 impl Tries {
@@ -136,7 +138,18 @@ impl Tries {
         let begun = Instant::now();
         let deadline = begun + policy.object_deadline;
         let (failed, unavailable, rejected, expired) = (0, 0, 0, 0);
-        Self { policy, clock, deadline, begun, failed, unavailable, rejected, expired, expired_since: None }
+        Self {
+            policy,
+            clock,
+            deadline,
+            begun,
+            failed,
+            unavailable,
+            rejected,
+            expired,
+            expired_since: None,
+            before: None,
+        }
     }
 
     /// Forgets what failed before.
@@ -169,6 +182,12 @@ impl Tries {
     /// Decides on another try after a failure and waits for its time, or gives up with the failure.
     async fn again(&mut self, store: &impl Store, error: StorageError, place: &str) -> Result<()> {
         self.failed += 1;
+        // time has cut this try short, so that the one before tells more
+        if Instant::now() >= self.limit()
+            && let Some(before) = self.before.take()
+        {
+            return Err(self.give_up(before));
+        }
         let renew = error.kind() == Kind::Credentials;
         let Some(delay) = self.delay(&error) else { return Err(self.give_up(error)) };
         if Instant::now() + delay >= self.limit() {
@@ -184,6 +203,7 @@ impl Tries {
             let of = of.map_or_else(String::new, |of| format!(" of {of}"));
             tracing::warn!("{error}{place}: {cause}; try {next}{of} in {seconds:.1} s");
         }
+        self.before = Some(error);
         tokio::time::sleep(delay).await;
         if renew {
             store.renew_credentials().await;

@@ -418,6 +418,15 @@ async fn patience_ends_every_operation() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_try_cut_short_by_time_does_not_hide_what_went_wrong() {
+    let policy = RetryPolicy { patience: Some(Duration::from_secs(10)), ..RetryPolicy::default() };
+    let scripted = Scripted::new([Fault::Fail(Kind::Unavailable), Fault::Stall]);
+    let failed = wrapped(&scripted, policy).head("a").await.unwrap_err();
+    assert_eq!(scripted.count("head"), 2);
+    assert!(failed.cause().contains("2 tries") && failed.cause().contains("as scripted"), "{}", failed.cause());
+}
+
+#[tokio::test(start_paused = true)]
 async fn neither_idleness_nor_an_earlier_outage_takes_patience_away() {
     let seconds = Duration::from_secs;
     for patience in [None, Some(seconds(30))] {
