@@ -53,8 +53,8 @@ impl Spool {
                     digest.update(found.dev().to_le_bytes());
                     digest.update(found.ino().to_le_bytes());
                 }
-                let digest = &digest.finalize()[..8];
-                parent.join(format!("wal-eve-{}", hex(&digest)))
+                let digest = digest.finalize();
+                parent.join(format!("wal-eve-{}", hex(&digest[..8])))
             },
         );
         Self { directory }
