@@ -611,14 +611,15 @@ fn a_deleted_spool_is_made_anew() {
         let deleted = pid;
         // the one before has noticed by then, and must not have cleaned up after itself here
         pid = wait_for_prefetcher(&standby, Some(deleted));
-        sleep(millis(300));
-        assert!(!is_alive(deleted));
+        wait_until("the one before has ended", LIMIT, || !is_alive(deleted));
         assert!(spool(&standby).join("socket").exists() && spool(&standby).join("stamp").exists());
     }
     to_come.release_all();
     site.wait_for_rows(&standby);
     assert_eq!(prefetchers(&spool(&standby)), [pid]);
-    assert!(site.status(&standby)["hits"].as_u64().unwrap() > 2, "{:#}", site.status(&standby));
+    standby.wait_until("it shows what it did", LIMIT, || {
+        site.status(&standby)["hits"].as_u64().is_some_and(|hits| hits > 2)
+    });
 }
 
 // The server.
