@@ -156,7 +156,7 @@ fn fetch(
     let options =
         WalFetchOptions { file_name: args.segment, destination: args.destination, system_identifier, refuse_gap };
     match run_to_end(light_runtime(), wal_fetch(&archive, &options))? {
-        Fetched::Restored(_) => {
+        Fetched::Restored => {
             if let Some(ahead) = ahead {
                 ahead.found(global, environment);
             }

@@ -8,7 +8,7 @@ use super::{CommandError, Result};
 use crate::formats::wal_name::{SegmentName, WalName};
 use crate::storage;
 use crate::transfer::archive_end::next_after;
-use crate::transfer::wal_download::{Downloaded, Expected, Lane, download_wal};
+use crate::transfer::wal_download::{Expected, Lane, download_wal};
 use crate::transfer::{self, TransferError};
 
 /// What to fetch.
@@ -29,7 +29,7 @@ pub struct WalFetchOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fetched {
     /// The file is at its destination, whole and checked.
-    Restored(Downloaded),
+    Restored,
     /// The store said, just now, that the archive does not hold it.
     Absent,
 }
@@ -44,7 +44,7 @@ pub async fn wal_fetch(archive: &Archive, options: &WalFetchOptions) -> Result<F
     let expected = Expected { name: name.clone(), system_identifier: options.system_identifier };
     let key = archive.layout.wal(&options.file_name);
     match download_wal(&*archive.store, &key, &expected, &options.destination, &Lane::alone()).await {
-        Ok(downloaded) => Ok(Fetched::Restored(downloaded)),
+        Ok(()) => Ok(Fetched::Restored),
         Err(failed @ TransferError::Storage(_)) if failed.kind() == transfer::Kind::NotFound => match name {
             Some(WalName::Segment(segment)) if options.refuse_gap => absent_unless_in_a_gap(archive, segment).await,
             _ => Ok(Fetched::Absent),

@@ -33,7 +33,7 @@ use crate::formats::wal_name::{SegmentName, SegmentSize, WalName};
 use crate::storage::Store;
 use crate::transfer::progress::Progress;
 use crate::transfer::turns::Turns;
-use crate::transfer::wal_download::{Downloaded, Expected, Lane, download_wal};
+use crate::transfer::wal_download::{Expected, Lane, download_wal};
 use crate::transfer::{self, TransferError, cores};
 
 /// Segments on their way at once. At 50 MB/s a connection, which is what S3 gives, 800 MB/s of compressed WAL.
@@ -208,7 +208,7 @@ async fn ended(watch: Option<&Watch>) {
     }
 }
 
-type Fetched = (SegmentName, transfer::Result<Downloaded>, Arc<Progress>);
+type Fetched = (SegmentName, transfer::Result<()>, Arc<Progress>);
 
 struct Waiting {
     name: SegmentName,
@@ -360,7 +360,7 @@ impl Prefetcher {
         self.aborts.insert(name, abort);
     }
 
-    fn fetched(&mut self, name: SegmentName, fetched: transfer::Result<Downloaded>, progress: &Progress) {
+    fn fetched(&mut self, name: SegmentName, fetched: transfer::Result<()>, progress: &Progress) {
         match self.window.held(name) {
             Some(Held::Fetching) => self.aborts.remove(&name),
             // given up just as it came, and wanted again since
@@ -383,7 +383,7 @@ impl Prefetcher {
         self.give_up_strays();
     }
 
-    fn judge(&mut self, name: SegmentName, fetched: transfer::Result<Downloaded>) -> Reply {
+    fn judge(&mut self, name: SegmentName, fetched: transfer::Result<()>) -> Reply {
         match fetched {
             Ok(_) => {
                 self.window.arrived(name);

@@ -21,15 +21,6 @@ use crate::storage::Store;
 /// The largest segment that PostgreSQL allows, 1 GiB: what decompresses to more is no WAL file.
 const LIMIT_BYTES: u64 = 1 << 30;
 
-/// What is known of a downloaded file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Downloaded {
-    /// Its size in bytes.
-    pub size: u64,
-    /// The header of its first page, when it is a segment.
-    pub page: Option<LongPageHeader>,
-}
-
 /// What a file has to be.
 #[derive(Debug, Clone, Default)]
 pub struct Expected {
@@ -69,7 +60,7 @@ pub async fn download_wal(
     expected: &Expected,
     destination: &Path,
     lane: &Lane,
-) -> Result<Downloaded> {
+) -> Result<()> {
     match attempt(store, key, expected, destination, lane).await {
         Err(failed @ (TransferError::Lzop { .. } | TransferError::NotTheSegment { .. })) => {
             tracing::warn!(error = %failed, "fetching a damaged object once more");
@@ -79,13 +70,7 @@ pub async fn download_wal(
     }
 }
 
-async fn attempt(
-    store: &dyn Store,
-    key: &str,
-    expected: &Expected,
-    destination: &Path,
-    lane: &Lane,
-) -> Result<Downloaded> {
+async fn attempt(store: &dyn Store, key: &str, expected: &Expected, destination: &Path, lane: &Lane) -> Result<()> {
     let url = store.url(key);
     let asked = Instant::now();
     let object = store.get(key, 0, None).await?;
@@ -121,15 +106,11 @@ async fn attempt(
     drop(writes);
     let start = *start.lock().unwrap_or_else(PoisonError::into_inner);
     let start = &start[..start.len().min(usize::try_from(size).unwrap_or(usize::MAX))];
-    let page = match expected.name {
-        Some(WalName::Segment(segment) | WalName::Partial(segment)) => {
-            Some(check(segment, expected.system_identifier, start, size, &url)?)
-        }
-        _ => None,
-    };
+    if let Some(WalName::Segment(segment) | WalName::Partial(segment)) = expected.name {
+        check(segment, expected.system_identifier, start, size, &url)?;
+    }
     let staged = Arc::into_inner(staged).expect("every write has ended and dropped its share");
-    staged.publish().map_err(TransferError::file("publish", destination))?;
-    Ok(Downloaded { size, page })
+    staged.publish().map_err(TransferError::file("publish", destination))
 }
 
 thread_local! {
@@ -165,20 +146,14 @@ fn write_block(
     })
 }
 
-fn check(
-    name: SegmentName,
-    system_identifier: Option<u64>,
-    start: &[u8],
-    size: u64,
-    url: &str,
-) -> Result<LongPageHeader> {
+fn check(name: SegmentName, system_identifier: Option<u64>, start: &[u8], size: u64, url: &str) -> Result<()> {
     let page = wal_page::check_segment(name, start, size)
         .and_then(|page| wal_page::check_cluster(&page, system_identifier).map(|()| page))
         .map_err(|source| TransferError::NotTheSegment { url: url.to_owned(), source })?;
     if !page.is_known_version() {
         tracing::warn!(url, magic = format_args!("{:#06X}", page.magic), "segment of an unknown major version");
     }
-    Ok(page)
+    Ok(())
 }
 
 /// The header of the archived segment `name`'s first page; none when the archive does not hold it. Only the object's first
