@@ -11,44 +11,32 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use support::WalSite as Site;
 use support::hand_made_backup::lzop;
-use support::s3::{Operation, S3Server, SECRET_KEY, What, When};
+use support::s3::{Operation, SECRET_KEY, What, When};
 use support::wal_segment::{segment, segment_name, segment_of};
-use support::{Mode, Output, PgCluster, WalDirectory, WalEve, temp_dir, wal_eve_bin};
-use tempfile::TempDir;
+use support::{Mode, Output, PgCluster, WalDirectory, WalEve, wal_eve_bin};
 
 const KEY: &str = "p/wal_005/000000010000000000000007.lzo";
 const NAME: &str = "000000010000000000000007";
 const DESTINATION: &str = "pg_wal/RECOVERYXLOG";
 
-/// An archive with segment 7, and a data directory to fetch it to.
-struct Site {
-    server: S3Server,
-    wal: WalDirectory,
-    root: TempDir,
-}
-
 impl Site {
-    fn new() -> Self {
-        let server = S3Server::start();
-        server.create_bucket("b");
-        server.put_object("b", KEY, lzop(&segment(7)));
-        let root = temp_dir();
-        Self { server, wal: WalDirectory::create(&root.path().join("d")), root }
+    /// An archive with segment 7, and a data directory to fetch it to.
+    fn with_segment() -> Self {
+        let site = Self::new();
+        site.server.put_object("b", KEY, lzop(&segment(7)));
+        site
     }
 
     fn standby() -> Self {
-        let site = Self::new();
+        let site = Self::with_segment();
         fs::write(site.data().join("standby.signal"), "").unwrap();
         site
     }
 
     fn data(&self) -> &Path {
         self.wal.data_directory()
-    }
-
-    fn wal_eve(&self) -> WalEve {
-        WalEve::new(self.server.environment("s3://b/p")).current_dir(self.data())
     }
 
     fn fetch(&self) -> Output {
@@ -77,7 +65,7 @@ fn nothing_appeared(wal: &WalDirectory) {
 
 #[test]
 fn a_file_in_place_is_0() {
-    let site = Site::new();
+    let site = Site::with_segment();
     let output = site.fetch().assert_success();
     assert_eq!(output.stderr_text(), "");
     assert_eq!(fs::read(site.wal.file("RECOVERYXLOG")).unwrap(), segment(7));
@@ -86,7 +74,7 @@ fn a_file_in_place_is_0() {
 
 #[test]
 fn a_file_that_the_store_says_is_absent_is_1_quickly_and_quietly_in_every_mode() {
-    for (site, in_standby_mode) in [(Site::new(), false), (Site::standby(), true)] {
+    for (site, in_standby_mode) in [(Site::with_segment(), false), (Site::standby(), true)] {
         for name in ["000000010000000000000008", "00000002.history", "000000010000000000000008.00000028.backup"] {
             site.server.clear_requests();
             let output = site.wal_eve().run(["wal-fetch", name, DESTINATION]).assert_code(1);
@@ -101,7 +89,7 @@ fn a_file_that_the_store_says_is_absent_is_1_quickly_and_quietly_in_every_mode()
 
 #[test]
 fn a_403_is_absent_only_when_a_listing_of_that_key_does_not_show_it() {
-    let site = Site::new();
+    let site = Site::with_segment();
     site.server.faults().add(When::operation(Operation::GetObject), What::access_denied());
     // the object is listed, so it is forbidden and not absent
     let output = site.fetch().assert_code(250);
@@ -113,7 +101,7 @@ fn a_403_is_absent_only_when_a_listing_of_that_key_does_not_show_it() {
 
 #[test]
 fn in_a_local_archive_a_missing_file_is_absent_while_its_root_is_there() {
-    for (site, cannot_say) in [(Site::new(), 250), (Site::standby(), 75)] {
+    for (site, cannot_say) in [(Site::with_segment(), 250), (Site::standby(), 75)] {
         let archive = site.root.path().join("archive");
         fs::create_dir(&archive).unwrap();
         let wal_eve = WalEve::for_file_prefix(&archive).current_dir(site.data());
@@ -315,7 +303,7 @@ fn fetch_to_a_full_disk(site: &Site) -> Output {
 
 #[test]
 fn all_that_cannot_be_said_is_250_outside_of_standby_mode() {
-    check_doubts(&Site::new(), 250);
+    check_doubts(&Site::with_segment(), 250);
 }
 
 #[test]
@@ -353,7 +341,7 @@ fn bare_arguments_that_name_no_destination_count_as_outside_of_standby_mode() {
 
 #[test]
 fn a_closed_stdout_or_stderr_changes_no_status() {
-    let site = Site::new();
+    let site = Site::with_segment();
     let pushed = site.wal.add(9);
     let none = "--patience 10 --on-outage retry 000000010000000000000008 pg_wal/RECOVERYXLOG";
     // a warning is logged on the way to each of these
@@ -396,7 +384,7 @@ fn run_with_streams(site: &Site, arguments: &str, stream: impl Fn() -> Stdio) ->
 
 #[test]
 fn sigterm_keeps_its_default_action() {
-    let site = Site::new();
+    let site = Site::with_segment();
     let path = site.wal.add(9);
     site.server.faults().add(When::any(), What::Delay(Duration::from_secs(30)));
     for arguments in [vec!["wal-fetch", NAME, DESTINATION], vec!["wal-push", &path]] {
@@ -432,7 +420,7 @@ fn the_recovery_mode_is_the_data_directorys() {
         ("no data directory", "", &[("standby.signal", "")], 250),
     ];
     for (what, major, files, expected) in cases {
-        let site = Site::new();
+        let site = Site::with_segment();
         match *major {
             "" => fs::remove_file(site.data().join("PG_VERSION")).unwrap(),
             major => fs::write(site.data().join("PG_VERSION"), format!("{major}\n")).unwrap(),
@@ -465,7 +453,7 @@ fn the_recovery_mode_is_the_data_directorys() {
 
 #[test]
 fn wal_push_is_0_only_for_bytes_that_are_in_the_archive() {
-    let site = Site::new();
+    let site = Site::with_segment();
     let path = site.wal.add(9);
     let push = || site.wal_eve().run(["wal-push", "--patience", "2", &path]);
     push().assert_success();
@@ -484,7 +472,7 @@ fn wal_push_is_0_only_for_bytes_that_are_in_the_archive() {
 
 #[test]
 fn wal_push_tells_a_persons_error_from_an_outage_and_never_exceeds_125() {
-    let site = Site::new();
+    let site = Site::with_segment();
     let path = site.wal.add(9);
     let with = |name: &str, value: &str| site.wal_eve().env(name, value).run(["wal-push", "--patience", "2", &path]);
     let faulty = |what: What| {
@@ -525,7 +513,7 @@ fn wal_push_tells_a_persons_error_from_an_outage_and_never_exceeds_125() {
 
 #[test]
 fn backup_commands_are_1_for_what_a_person_has_to_change_and_2_for_the_unexpected() {
-    let site = Site::new();
+    let site = Site::with_segment();
     let target = site.root.path().join("restored").display().to_string();
     let name = "base_000000010000000000000002_00000040";
     let data = site.data().display().to_string();
@@ -586,7 +574,7 @@ struct Archived {
 }
 
 fn archived() -> Archived {
-    let site = Site::new();
+    let site = Site::with_segment();
     let mut primary = PgCluster::options()
         .configure("archive_mode = on")
         .configure("wal_level = replica")
@@ -668,7 +656,7 @@ fn an_outage_in_standby_mode_is_waited_out() {
 
 #[test]
 fn credentials_are_never_printed() {
-    let site = Site::new();
+    let site = Site::with_segment();
     let path = site.wal.add(9);
     for arguments in [vec!["wal-push", &path], vec!["wal-fetch", NAME, DESTINATION], vec!["backup-list"]] {
         for wrong in [("AWS_SECRET_ACCESS_KEY", "a-secret-that-is-wrong"), ("WALE_S3_PREFIX", "s3://other/p")] {

@@ -10,11 +10,11 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use support::WalSite as Site;
 use support::hand_made_backup::{control_file, lzop};
-use support::s3::{Operation, S3Server, What, When};
+use support::s3::{Operation, What, When};
 use support::wal_segment::{SEGMENT_BYTES, noise, segment, segment_name};
-use support::{HandMadeBackup, Mode, PgCluster, RawMember, Running, WalDirectory, WalEve, temp_dir, wal_eve_bin};
-use tempfile::TempDir;
+use support::{HandMadeBackup, Mode, PgCluster, RawMember, Running, WalEve, wal_eve_bin};
 
 /// The moments to kill at: before the store is asked, and ever later in the transfer.
 const MOMENTS: [u64; 5] = [5, 100, 300, 600, 1000];
@@ -22,24 +22,7 @@ const MOMENTS: [u64; 5] = [5, 100, 300, 600, 1000];
 /// A segment in half a second or so.
 const SLOW: What = What::Bandwidth { bytes_per_second: 1 << 20 };
 
-struct Site {
-    server: S3Server,
-    wal: WalDirectory,
-    root: TempDir,
-}
-
 impl Site {
-    fn new() -> Self {
-        let server = S3Server::start();
-        server.create_bucket("b");
-        let root = temp_dir();
-        Self { server, wal: WalDirectory::create(&root.path().join("d")), root }
-    }
-
-    fn wal_eve(&self) -> WalEve {
-        WalEve::new(self.server.environment("s3://b/p")).current_dir(self.wal.data_directory())
-    }
-
     fn target(&self) -> PathBuf {
         self.root.path().join("target")
     }

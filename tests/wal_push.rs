@@ -10,31 +10,13 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use support::WalSite as Site;
 use support::hand_made_backup::lzop;
 use support::s3::{Operation, S3Server, What, When};
 use support::wal_segment::{SEGMENT_BYTES, noise, segment, segment_name, segment_of};
-use support::{Output, Running, WalDirectory, WalEve, temp_dir};
-use tempfile::TempDir;
-
-struct Site {
-    server: S3Server,
-    wal: WalDirectory,
-    root: TempDir,
-}
+use support::{Output, Running, WalDirectory, WalEve};
 
 impl Site {
-    fn new() -> Self {
-        let server = S3Server::start();
-        server.create_bucket("b");
-        let root = temp_dir();
-        Self { server, wal: WalDirectory::create(&root.path().join("d")), root }
-    }
-
-    /// A server that is not known to honour conditions.
-    fn wal_eve(&self) -> WalEve {
-        WalEve::new(self.server.environment("s3://b/p")).current_dir(self.wal.data_directory())
-    }
-
     /// A server that is.
     fn trusting(&self) -> WalEve {
         self.wal_eve().env("WALE_S3_TRUST_CONDITIONAL_PUT", "1")

@@ -24,6 +24,7 @@ pub mod tool;
 pub mod wal_e;
 pub mod wal_eve;
 pub mod wal_segment;
+pub mod wal_site;
 
 pub use archive::{Archive, Program};
 pub use dir_tree::{TreeEntry, dir_tree};
@@ -35,3 +36,4 @@ pub use tool::{Output, Running, Tool};
 pub use wal_e::WalE;
 pub use wal_eve::WalEve;
 pub use wal_segment::WalDirectory;
+pub use wal_site::WalSite;
