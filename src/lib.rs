@@ -4,6 +4,7 @@
 //!
 //! * [`cli`]: arguments and environment in, options out; values and errors back to text and an exit status
 //! * [`commands`]: one file or folder a subcommand
+//! * [`cutover`]: a replica's way to its new home, step by step
 //! * [`prefetch`]: WAL fetched ahead of replay
 //! * [`transfer`]: storage and formats joined: files become objects and objects files
 //! * [`pg`]: what PostgreSQL owns
@@ -13,6 +14,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod cutover;
 pub mod formats;
 pub mod fs;
 pub mod pg;

@@ -16,7 +16,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use super::{Kind, PgError, Result};
 
 /// How long a connection may take to come up when `PGCONNECT_TIMEOUT` does not say.
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The database that is connected to: every cluster has it, and nothing in it is touched.
 const DATABASE: &str = "postgres";
@@ -100,6 +100,16 @@ impl ConnectionSettings {
         let is_socket = options.get_socket().is_some() || options.get_host().starts_with('/');
         let options = if is_socket { options.ssl_mode(PgSslMode::Disable) } else { options };
         Self { options, connect_timeout }
+    }
+
+    /// The database that is connected to.
+    pub fn database(&self) -> Option<&str> {
+        self.options.get_database()
+    }
+
+    /// Who logs in.
+    pub fn user(&self) -> &str {
+        self.options.get_username()
     }
 
     /// The server's address for messages: `host:port`, or the socket's path.

@@ -38,6 +38,7 @@ pub struct PgError {
     message: String,
     detail: Option<String>,
     hint: Option<String>,
+    sqlstate: Option<String>,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -45,7 +46,7 @@ pub struct PgError {
 impl PgError {
     /// `message` is in lower case and has no full stop.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), detail: None, hint: None, source: None }
+        Self { kind, message: message.into(), detail: None, hint: None, sqlstate: None, source: None }
     }
 
     /// `verb` completes "could not … " about the file at `path`.
@@ -72,6 +73,23 @@ impl PgError {
     pub fn with_source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// Adds the code of the server's own error.
+    #[must_use]
+    pub(super) fn with_sqlstate(mut self, code: &str) -> Self {
+        self.sqlstate = Some(code.to_owned());
+        self
+    }
+
+    /// The code of the server's own error, if it was one: five characters ("PostgreSQL Error Codes").
+    pub fn sqlstate(&self) -> Option<&str> {
+        self.sqlstate.as_deref()
+    }
+
+    /// The failure below this one.
+    pub fn into_source(self) -> Option<Box<dyn Error + Send + Sync>> {
+        self.source
     }
 
     /// What the caller can do about it.

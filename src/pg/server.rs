@@ -44,21 +44,7 @@ impl Server {
     /// [`Kind::Unreachable`] when no server answers in time, [`Kind::Server`] when it refuses the user,
     /// [`Kind::UnknownVersion`] when it is older than 9.6.
     pub async fn connect(settings: &ConnectionSettings) -> Result<Self> {
-        let address = settings.address();
-        let connecting = tokio::time::timeout(settings.connect_timeout, PgConnection::connect_with(&settings.options));
-        let mut connection = match connecting.await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(e)) => {
-                let kind = if refused_the_user(&e) { Kind::Server } else { Kind::Unreachable };
-                return Err(from_sqlx(kind, format!("could not connect to the server at \"{address}\""), e));
-            }
-            Err(_) => {
-                let waited = settings.connect_timeout.as_secs();
-                return Err(PgError::new(Kind::Unreachable, format!("the server at \"{address}\" does not answer"))
-                    .with_detail(format!("It was waited for {waited} s."))
-                    .with_hint("Set PGCONNECT_TIMEOUT to wait longer."));
-            }
-        };
+        let mut connection = connect(settings).await?;
 
         let row = ask(&mut connection, "select current_setting('server_version_num'), version()").await?;
         let version = ServerVersion::new(number(&row, 0)?);
@@ -229,6 +215,25 @@ impl Server {
     }
 }
 
+/// Opens a connection in the time that the settings allow.
+pub(super) async fn connect(settings: &ConnectionSettings) -> Result<PgConnection> {
+    let address = settings.address();
+    let connecting = tokio::time::timeout(settings.connect_timeout, PgConnection::connect_with(&settings.options));
+    match connecting.await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(e)) => {
+            let kind = if refused_the_user(&e) { Kind::Server } else { Kind::Unreachable };
+            Err(from_sqlx(kind, format!("could not connect to the server at \"{address}\""), e))
+        }
+        Err(_) => {
+            let waited = settings.connect_timeout.as_secs();
+            Err(PgError::new(Kind::Unreachable, format!("the server at \"{address}\" does not answer"))
+                .with_detail(format!("It was waited for {waited} s."))
+                .with_hint("Set PGCONNECT_TIMEOUT to wait longer."))
+        }
+    }
+}
+
 /// Lifts every limit that would end a session which waits for hours while files are copied.
 async fn set_up(connection: &mut PgConnection, major: Major) -> Result<()> {
     let mut settings = vec![
@@ -310,6 +315,7 @@ pub(super) fn from_sqlx(when_cut_off: Kind, message: impl Into<String>, error: s
     // 57P01 to 57P05: the server ended the session.
     let cut_off = from_server.code().starts_with("57P") || when_cut_off == Kind::Unreachable;
     let mut wrapped = PgError::new(if cut_off { when_cut_off } else { Kind::Server }, message);
+    wrapped = wrapped.with_sqlstate(from_server.code());
     let detail = [Some(from_server.message()), from_server.detail()];
     wrapped = wrapped.with_detail(detail.into_iter().flatten().map(sentence).collect::<Vec<_>>().join(" "));
     let hint = match from_server.code() {

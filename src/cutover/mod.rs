@@ -1,0 +1,22 @@
+//! From log-shipped replica to the new home: the steps of a cutover, each of which can be run again.
+//!
+//! * [`plan`]: what is to be done; [`journal`]: what was done
+//! * [`context`]: what every step stands on; [`node`]: a session with one of the three servers; [`hook`]: the user's commands
+//! * [`fence`]: no more writes to a server, and its last write; [`tables`] and [`sequences`]: what is to be carried over
+//! * the steps: [`check`], [`promote`], [`replicate`], [`status`], [`finish`], [`abort`], [`report`]
+
+pub mod context;
+mod error;
+pub mod fence;
+pub mod hook;
+pub mod journal;
+pub mod marker;
+pub mod node;
+pub mod plan;
+pub mod promote;
+pub mod quantity;
+pub mod rehearsal;
+pub mod report;
+pub mod tables;
+
+pub use error::{CutoverError, Kind, Result};

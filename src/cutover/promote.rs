@@ -1,0 +1,446 @@
+//! The first move: the application goes from the source to the replica, which becomes a primary.
+//!
+//! With a fence: the source is made read-only, its last write is located and carried over in a completed WAL segment, and only
+//! a replica that has replayed it is promoted. Until then every failure undoes everything; from then on the way is forward.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use super::context::{Cutover, Look};
+use super::error::{CutoverError, Kind, Result};
+use super::fence::{self, FencePoint};
+use super::hook::Hook;
+use super::journal::{Mark, time_text as at_text};
+use super::marker;
+use super::node::{Node, Place};
+use super::quantity::{bytes_text, time_text};
+use crate::formats::key::Layout;
+use crate::formats::wal_name::{SegmentName, SegmentSize};
+use crate::pg::quote::literal;
+use crate::pg::session::Access;
+use crate::pg::version::Major;
+use crate::storage::Store;
+use crate::transfer::archive_end::archive_end;
+
+/// How often a standby at the end of its archive looks for more while it is waited for.
+const RETRY_INTERVAL: &str = "200ms";
+
+/// How long `pg_promote()` waits for the end of recovery, and this program after it.
+const PROMOTE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long replay must have stood still at the archive's end to be taken for there, where no fence tells.
+const STILL: Duration = Duration::from_secs(5);
+
+/// How often undoing is tried before a person has to.
+const UNDO_TRIES: u32 = 5;
+
+/// What takes the fence's place where the source cannot be asked.
+pub struct ArchiveEnd<'a> {
+    /// The archive that the replica is fed from.
+    pub store: &'a dyn Store,
+    /// Its keys.
+    pub layout: &'a Layout,
+}
+
+/// How to promote.
+#[derive(Default)]
+pub struct PromoteOptions<'a> {
+    /// The user takes it upon himself that the source's last write is in the archive.
+    pub without_fence: bool,
+    /// Where the archive's end can be looked up.
+    pub archive: Option<ArchiveEnd<'a>>,
+}
+
+/// How it went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromoteReport {
+    /// From before maintenance was switched on until after it was switched off.
+    pub downtime_milliseconds: u64,
+    /// The new primary's timeline.
+    pub timeline: u32,
+    /// What the replica was proved to hold; none without a fence.
+    pub fence_lsn: Option<String>,
+}
+
+/// Goes the whole way, or goes on with it; once done it does nothing more.
+///
+/// # Errors
+///
+/// Everything that went wrong. Before the promotion it was all undone, and the error says so.
+pub async fn promote(cutover: &mut Cutover, options: &PromoteOptions<'_>) -> Result<PromoteReport> {
+    if let Some(done) = cutover.journal.data(Mark::PromoteDone) {
+        tracing::info!("the replica was promoted by this cutover already");
+        return Ok(done);
+    }
+    if !cutover.journal.has(Mark::Promoting) {
+        check(cutover, options).await?;
+        if let Err(failed) = reach_the_fence(cutover, options).await {
+            return Err(undone(cutover, failed).await);
+        }
+    }
+    go_over(cutover).await
+}
+
+/// What must hold before anybody is kept waiting.
+async fn check(cutover: &Cutover, options: &PromoteOptions<'_>) -> Result<()> {
+    let mut replica = cutover.connect(Place::Replica, Access::ReadOnly).await?;
+    if !replica.is_in_recovery().await? {
+        return Err(CutoverError::refused("the replica is no standby")
+            .with_detail("It was promoted, and not by this cutover.")
+            .with_hint("If that was on purpose, go on with cutover replicate."));
+    }
+    if replica.major() < Major::new(12) && cutover.plan.promote_command.is_none() {
+        return Err(CutoverError::refused(format!("PostgreSQL {} cannot be promoted by SQL", replica.version()))
+            .with_hint("Set replica.promote_command in the plan, such as \"pg_ctl promote -w -D /path/to/data\"."));
+    }
+    let is_paused: bool = replica.value("select pg_is_wal_replay_paused()").await?;
+    if is_paused {
+        return Err(CutoverError::refused("the replica's replay is paused").with_hint(
+            "Run \"select pg_wal_replay_resume()\" on it, and remove recovery targets from its configuration.",
+        ));
+    }
+    if is_fenced(cutover, options)? {
+        let mut source = cutover.connect(Place::Source, Access::ReadOnly).await?;
+        fence::look_for_obstacles(&mut source).await?;
+        source.close().await;
+    }
+    replica.close().await;
+    Ok(())
+}
+
+/// Whether there is to be a fence; neither fence nor the user's word is refused.
+fn is_fenced(cutover: &Cutover, options: &PromoteOptions<'_>) -> Result<bool> {
+    if cutover.plan.source.is_some() && cutover.plan.promote.fence {
+        return Ok(true);
+    }
+    if options.without_fence || cutover.rehearsal.is_dry() {
+        return Ok(false);
+    }
+    Err(CutoverError::refused("nothing proves that the replica has the source's last write")
+        .with_detail("The plan names no source, or has promote.fence = false, so the archive's end has to do.")
+        .with_hint("Stop all writes to the source, see its last segment archived, and give --without-fence."))
+}
+
+/// Everything up to the promotion.
+async fn reach_the_fence(cutover: &mut Cutover, options: &PromoteOptions<'_>) -> Result<()> {
+    let deadline = Instant::now() + cutover.plan.promote.budget;
+    if !cutover.journal.has(Mark::PromoteMaintenance) {
+        cutover.journal.record(Mark::PromoteMaintenance, "the downtime begins", ())?;
+    }
+    cutover.hook(Hook::MaintenanceOn).await?;
+    let mut replica = cutover.connect(Place::Replica, Access::ReadWrite).await?;
+    hurry(cutover, &mut replica).await?;
+    if is_fenced(cutover, options)? {
+        let mut source = cutover.connect(Place::Source, Access::ReadWrite).await?;
+        let point = fence::raise(cutover, &mut source, Mark::SourceFence, deadline).await?;
+        wait_for_last_write(cutover, &mut source, &mut replica, point, deadline).await?;
+        source.close().await;
+    } else if let Some(archive) = &options.archive {
+        wait_for_archive_end(cutover, &mut replica, archive, deadline).await?;
+    }
+    replica.close().await;
+    cutover.journal.record(Mark::Promoting, "promoting the replica", ())
+}
+
+/// Lets the replica look for new segments more often.
+async fn hurry(cutover: &mut Cutover, replica: &mut Node) -> Result<()> {
+    if cutover.journal.has(Mark::RetryInterval) {
+        return Ok(());
+    }
+    // what ALTER SYSTEM says now is what there is to go back to
+    let before: Option<String> = replica
+        .value(
+            "select (select f.setting from pg_file_settings f where f.name = 'wal_retrieve_retry_interval' \
+             and f.sourcefile ~ 'postgresql.auto.conf$' order by f.seqno desc limit 1)",
+        )
+        .await?;
+    cutover.journal.record(Mark::RetryInterval, "letting the replica look for WAL more often", before)?;
+    replica.change(&format!("alter system set wal_retrieve_retry_interval = '{RETRY_INTERVAL}'")).await?;
+    replica.change("select pg_reload_conf()").await
+}
+
+async fn unhurry(cutover: &mut Cutover) -> Result<()> {
+    if !cutover.journal.has(Mark::RetryInterval) {
+        return Ok(());
+    }
+    let before: Option<String> = cutover.journal.data(Mark::RetryInterval).flatten();
+    let mut replica = cutover.connect(Place::Replica, Access::ReadWrite).await?;
+    replica
+        .change(&match before {
+            None => "alter system reset wal_retrieve_retry_interval".to_owned(),
+            Some(value) => format!("alter system set wal_retrieve_retry_interval = {}", literal(&value)),
+        })
+        .await?;
+    replica.change("select pg_reload_conf()").await?;
+    replica.close().await;
+    cutover.journal.undo(Mark::RetryInterval, "the replica looks for WAL as often as before")
+}
+
+/// Waits until the replica has replayed all that was written on the source, also what slipped past the fence.
+async fn wait_for_last_write(
+    cutover: &mut Cutover,
+    source: &mut Node,
+    replica: &mut Node,
+    mut point: FencePoint,
+    deadline: Instant,
+) -> Result<()> {
+    loop {
+        let what = format!("the source's last write is at {} in {}", point.lsn, point.file);
+        cutover.journal.record(Mark::FencePoint, what, &point)?;
+        fence::complete_segment(source, &point).await?;
+        let lsn = point.lsn()?;
+        let waited = cutover
+            .until(format_args!("the replica has replayed {lsn}"), Some(deadline), async || {
+                let at = replica.lsn("select coalesce(pg_last_wal_replay_lsn(), '0/0')::text").await?;
+                Ok(if at >= lsn {
+                    Look::Holds
+                } else {
+                    Look::NotYet(format!("it is at {at}, {} behind", bytes_text(lsn.0 - at.0)))
+                })
+            })
+            .await;
+        if let Err(failed) = waited {
+            if failed.kind() != Kind::User {
+                return Err(failed);
+            }
+            let archived: Option<String> = source.value("select last_archived_wal from pg_stat_archiver").await?;
+            let archived = archived.unwrap_or_else(|| "nothing".to_owned());
+            return Err(failed
+                .with_detail(format!("The source needs to archive {}; it has archived {archived} last.", point.file))
+                .with_hint("See whether the source archives (its log), and whether the replica fetches (its log, and prefetch-status); or raise promote.budget."));
+        }
+        if cutover.rehearsal.is_dry() {
+            return Ok(());
+        }
+        let later = fence::transactions_since(source, &point).await?;
+        if later == 0 {
+            let what = format!("the replica has replayed the source's last write, at {lsn}");
+            return cutover.journal.record(Mark::FenceReached, what, ());
+        }
+        tracing::warn!("{later} transactions ran on the source after the fence: waiting for these too");
+        if Instant::now() >= deadline {
+            return Err(CutoverError::refused("the source is still being written to behind its fence")
+                .with_detail(format!("{later} transactions got a number since {}.", point.lsn))
+                .with_hint("Look in the source's pg_stat_activity for sessions that set a transaction read write."));
+        }
+        point = fence::locate(source).await?;
+    }
+}
+
+/// Waits until the replica has replayed the last segment of the archive, and stands still.
+async fn wait_for_archive_end(
+    cutover: &Cutover,
+    replica: &mut Node,
+    archive: &ArchiveEnd<'_>,
+    deadline: Instant,
+) -> Result<()> {
+    let segment_bytes: u64 = replica.value("select pg_size_bytes(current_setting('wal_segment_size'))").await?;
+    let size = SegmentSize::new(segment_bytes)
+        .ok_or_else(|| CutoverError::failed("the replica's segment size makes no sense"))?;
+    let timeline: u32 = replica.value("select timeline_id from pg_control_checkpoint()").await?;
+    let mut still_since = None;
+    cutover
+        .until("the replica has replayed the archive's last segment and stands still", Some(deadline), async || {
+            let at = replica.lsn("select coalesce(pg_last_wal_replay_lsn(), '0/0')::text").await?;
+            let standing = *still_since.get_or_insert((at, Instant::now()));
+            if standing.0 != at {
+                still_since = Some((at, Instant::now()));
+                return Ok(Look::NotYet(format!("it is at {at}")));
+            }
+            if standing.1.elapsed() < STILL {
+                return Ok(Look::NotYet(format!(
+                    "it is at {at}, and has stood there for {}",
+                    time_text(standing.1.elapsed())
+                )));
+            }
+            // replay stands at the end of the last record: at a segment's very beginning it has finished the one before
+            let replayed = SegmentName::ending_at(timeline, at, size);
+            let last = archive_end(archive.store, archive.layout, replayed, size)
+                .await
+                .map_err(|e| CutoverError::failed("could not look for the archive's end").with_source(e))?;
+            Ok(match last {
+                Some(last) if last > replayed => {
+                    Look::NotYet(format!("it is in {replayed}, and the archive ends with {last}"))
+                }
+                _ => Look::Holds,
+            })
+        })
+        .await
+}
+
+/// Puts everything back after a failure before the promotion, and says so in the error.
+async fn undone(cutover: &mut Cutover, failed: CutoverError) -> CutoverError {
+    if cutover.rehearsal.is_dry() {
+        return failed;
+    }
+    // what could not be recorded must not be made worse by not undoing it
+    let _ = cutover.journal.note(format!("gave up: {}", crate::formats::error_line::joined(&failed)));
+    match undo(cutover).await {
+        Ok(()) => {
+            failed.with_detail("Nothing was promoted, and all was undone: the source can be written to as before.")
+        }
+        Err(also) => {
+            let sql = cutover.plan.source.as_ref().map(|source| {
+                format!(
+                    "alter database {} reset default_transaction_read_only",
+                    crate::pg::quote::identifier(source.database())
+                )
+            });
+            failed
+                .with_detail(format!(
+                    "Nothing was promoted, but not all could be undone: {}.",
+                    crate::formats::error_line::joined(&also)
+                ))
+                .with_hint(format!(
+                    "Run cutover abort as soon as that is mended{}.",
+                    sql.map(|sql| format!(", or by hand on the source: {sql};")).unwrap_or_default()
+                ))
+        }
+    }
+}
+
+/// Lifts the fence from the source, lets the replica be as it was, and switches maintenance off.
+///
+/// # Errors
+///
+/// What could not be undone; the rest was.
+pub async fn undo(cutover: &mut Cutover) -> Result<()> {
+    let fence = lift_from_source(cutover).await;
+    let interval = unhurry(cutover).await;
+    // with the fence still up the application could not write anyway, and should not find out by errors
+    fence?;
+    if cutover.journal.has(Mark::PromoteMaintenance) {
+        cutover.hook(Hook::MaintenanceOff).await?;
+        cutover.journal.undo(Mark::PromoteMaintenance, "the downtime is over, on the source")?;
+    }
+    interval
+}
+
+async fn lift_from_source(cutover: &mut Cutover) -> Result<()> {
+    if !cutover.journal.has(Mark::SourceFence) {
+        return Ok(());
+    }
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let lifted = async {
+            let mut source = cutover.connect(Place::Source, Access::ReadWrite).await?;
+            fence::lift(cutover, &mut source, Mark::SourceFence).await?;
+            source.close().await;
+            Ok(())
+        };
+        match lifted.await {
+            Ok(()) => return cutover.journal.undo(Mark::SourceFence, "the source can be written to again"),
+            Err(failed) if tries == UNDO_TRIES => return Err(failed),
+            Err(failed) => {
+                tracing::warn!("could not lift the source's fence, trying again: {failed}");
+                tokio::time::sleep(Duration::from_secs(u64::from(tries))).await;
+            }
+        }
+    }
+}
+
+/// From the promotion on: only forward.
+async fn go_over(cutover: &mut Cutover) -> Result<PromoteReport> {
+    let timeline = turn_into_primary(cutover).await?;
+    unhurry(cutover).await?;
+    prove_writes(cutover).await?;
+    let stuck = |failed: CutoverError| {
+        failed.with_detail("The replica is promoted and can be written to; the source is still read-only.").with_hint(
+            "Mend the command and run cutover promote again: it goes on from here. Or go back to the source with cutover abort, which costs the replica.",
+        )
+    };
+    if !cutover.journal.has(Mark::SwitchedToReplica) {
+        cutover.hook(Hook::SwitchToReplica).await.map_err(stuck)?;
+        cutover.journal.record(Mark::SwitchedToReplica, "the application uses the replica", ())?;
+    }
+    cutover.hook(Hook::MaintenanceOff).await.map_err(|failed| {
+        failed.with_hint("Mend the command and run cutover promote again, or switch maintenance off by hand.")
+    })?;
+    let began = cutover.journal.find(Mark::PromoteMaintenance).map(|entry| entry.at);
+    let downtime = began.map_or(Duration::ZERO, |began| (OffsetDateTime::now_utc() - began).unsigned_abs());
+    let fence_lsn =
+        cutover.journal.has(Mark::FenceReached).then(|| cutover.journal.data::<FencePoint>(Mark::FencePoint));
+    let report = PromoteReport {
+        downtime_milliseconds: u64::try_from(downtime.as_millis()).unwrap_or(u64::MAX),
+        timeline,
+        fence_lsn: fence_lsn.flatten().map(|point| point.lsn),
+    };
+    let what = match began {
+        Some(began) => format!("the first move is over: {} of downtime since {}", time_text(downtime), at_text(began)),
+        None => "the first move is over".to_owned(),
+    };
+    cutover.journal.record(Mark::PromoteDone, what, &report)?;
+    Ok(report)
+}
+
+/// Promotes the replica unless it is a primary already; its timeline.
+async fn turn_into_primary(cutover: &mut Cutover) -> Result<u32> {
+    let mut replica = cutover.connect(Place::Replica, Access::ReadWrite).await?;
+    let is_standby = replica.is_in_recovery().await?;
+    if is_standby {
+        if replica.major() < Major::new(12) {
+            let command = cutover.plan.promote_command.clone().unwrap_or_default();
+            if cutover.rehearsal.permits("command promote_command", &command) {
+                super::hook::run("promote_command", &command, cutover.plan.hooks.timeout).await?;
+            }
+        } else {
+            replica.limit(PROMOTE_TIMEOUT * 2).await?;
+            replica.change(&format!("select pg_promote(true, {})", PROMOTE_TIMEOUT.as_secs())).await?;
+        }
+        let deadline = Instant::now() + PROMOTE_TIMEOUT;
+        cutover
+            .until("the replica is a primary", Some(deadline), async || {
+                Ok(if replica.is_in_recovery().await? {
+                    Look::NotYet("it is still in recovery".into())
+                } else {
+                    Look::Holds
+                })
+            })
+            .await
+            .map_err(|failed| failed.with_hint("Look in the replica's log; run cutover promote again to wait on."))?;
+    }
+    if cutover.rehearsal.is_dry() {
+        fence::lift(cutover, &mut replica, Mark::SourceFence).await?;
+        return Ok(0);
+    }
+    let file: String = replica.value("select pg_walfile_name(pg_current_wal_lsn())").await?;
+    let timeline = file.parse().map_or(0, |name: SegmentName| name.timeline());
+    // the catalogue's row has come along in the WAL
+    fence::lift(cutover, &mut replica, Mark::SourceFence).await?;
+    marker::create(&mut replica, cutover.plan.application.as_ref().map(|application| application.user())).await?;
+    replica.close().await;
+    if !cutover.journal.has(Mark::Promoted) {
+        cutover.journal.record(Mark::Promoted, format!("the replica is a primary on timeline {timeline}"), timeline)?;
+    }
+    Ok(timeline)
+}
+
+/// Lets the application's role write a row in a session of its own, with all its own defaults.
+async fn prove_writes(cutover: &mut Cutover) -> Result<()> {
+    if cutover.journal.has(Mark::WritesProved) {
+        return Ok(());
+    }
+    let Some(application) = &cutover.plan.application else {
+        tracing::warn!("the plan has no [application]: nothing proves that its role can write to the replica");
+        return Ok(());
+    };
+    let proof = async {
+        let mut session =
+            Node::connect(Place::Replica, application, Access::AsConfigured, cutover.rehearsal.clone()).await?;
+        marker::write(&mut session, "promote").await?;
+        session.close().await;
+        Ok(())
+    };
+    proof.await.map_err(|failed: CutoverError| {
+        failed
+            .during("the application's role cannot write to the new primary")
+            .with_detail("The replica is promoted; the application still points at the source, which is read-only.")
+            .with_hint("Mend that and run cutover promote again: it goes on from here. Or go back to the source with cutover abort.")
+    })?;
+    let what = format!("{} has written a row on the new primary", application.user());
+    cutover.journal.record(Mark::WritesProved, what, ())
+}

@@ -1,0 +1,21 @@
+//! What happened when, for the record.
+
+use serde::Serialize;
+
+use super::journal::{Entry, Journal, Mark};
+use super::promote::PromoteReport;
+
+/// The whole record of a cutover.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Every entry of the journal.
+    pub entries: Vec<Entry>,
+    /// The first move, once it is over.
+    pub promote: Option<PromoteReport>,
+}
+
+/// Reads a journal as a report.
+pub fn report(journal: &Journal) -> Report {
+    let entries = journal.entries().to_vec();
+    Report { promote: journal.data(Mark::PromoteDone), entries }
+}
