@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+use super::cutover::CutoverArgs;
 use crate::formats::lzo1x;
 use crate::formats::wal_name::SegmentName;
 
@@ -99,6 +100,7 @@ pub(super) enum Command {
     #[command(hide = true)]
     Prefetch(PrefetchArgs),
     PrefetchStatus(PrefetchStatusArgs),
+    Cutover(CutoverArgs),
 }
 
 /// Archive a base backup of a running cluster

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::Write as _;
 
 use crate::commands::{CommandError, Kind};
+use crate::cutover::{self, CutoverError};
 use crate::formats::error_line::joined;
 
 /// What the process ends with.
@@ -40,6 +41,7 @@ pub(super) enum Caller {
 #[derive(Debug)]
 pub(super) enum Failure {
     Command(CommandError),
+    Cutover(CutoverError),
     /// Arguments or environment that cannot be used: message and hint.
     Usage(String, Option<String>),
 }
@@ -47,6 +49,12 @@ pub(super) enum Failure {
 impl From<CommandError> for Failure {
     fn from(failed: CommandError) -> Self {
         Self::Command(failed)
+    }
+}
+
+impl From<CutoverError> for Failure {
+    fn from(failed: CutoverError) -> Self {
+        Self::Cutover(failed)
     }
 }
 
@@ -61,6 +69,10 @@ impl Failure {
         }
         match self {
             Self::Usage(..) => ExitStatus::USER,
+            Self::Cutover(failed) => match failed.kind() {
+                cutover::Kind::User => ExitStatus::USER,
+                cutover::Kind::Unexpected | cutover::Kind::Interrupted => ExitStatus::UNEXPECTED,
+            },
             Self::Command(failed) => match failed.kind() {
                 Kind::User => ExitStatus::USER,
                 Kind::Unavailable if caller == Caller::WalPush => ExitStatus::LATER,
@@ -79,6 +91,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(message, hint) => block(f, message, None, hint.as_deref()),
+            Self::Cutover(failed) => block(f, &joined(failed), failed.detail(), failed.hint()),
             Self::Command(failed) => {
                 let message = joined(failed);
                 block(f, &message, failed.detail(), failed.hint().as_deref())

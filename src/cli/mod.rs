@@ -3,6 +3,7 @@
 mod args;
 mod backup_table;
 mod connection;
+mod cutover;
 mod envdir;
 mod environment;
 mod exit;

@@ -19,7 +19,7 @@ use super::environment::Environment;
 use super::exit::{Caller, ExitStatus, Failure};
 use super::recovery::usage_status;
 use super::store::ArchiveConfig;
-use super::{backup_table, connection, log, next_steps, prefetch, progress_line, recovery};
+use super::{backup_table, connection, cutover, log, next_steps, prefetch, progress_line, recovery};
 use crate::commands::backup_fetch::{BackupFetchOptions, FirstWal, TablespaceChoice, backup_fetch};
 use crate::commands::backup_list::{BackupListOptions, backup_list};
 use crate::commands::backup_push::{BackupPushOptions, backup_push};
@@ -82,6 +82,7 @@ pub fn run(args: &[OsString]) -> ExitStatus {
             print(&text);
             ExitStatus::DONE
         }),
+        Command::Cutover(args) => cutover::run(args, &global, &environment, full_runtime(), print),
         Command::BackupList(args) => config().and_then(|config| list(args, config)),
         Command::BackupFetch(args) => config().and_then(|config| restore(args, &global, config, &environment)),
         Command::BackupPush(args) => config().and_then(|config| back_up(args, config, &environment)),

@@ -10,6 +10,7 @@ mod error;
 pub mod fence;
 pub mod hook;
 pub mod journal;
+pub mod link;
 pub mod marker;
 pub mod node;
 pub mod plan;

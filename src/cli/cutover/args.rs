@@ -1,0 +1,60 @@
+//! The grammar of `wal-eve cutover`. The comments are the help texts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+pub(super) const DEFAULT_PLAN: &str = "cutover.toml";
+
+/// Carry a log-shipped replica to its new home: promote it, replicate it, and switch over
+///
+/// Two moves, each with seconds of downtime: from the source to the replica that wal-fetch feeds, then by logical replication
+/// from there to the target, such as a managed PostgreSQL. Each step can be run again after any interruption and does nothing
+/// twice; a journal beside the plan holds what was done. Begin with: wal-eve cutover init > cutover.toml
+#[derive(Debug, Args)]
+pub(in crate::cli) struct CutoverArgs {
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
+    #[command(subcommand)]
+    pub(super) step: Step,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CommonArgs {
+    /// The plan
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PLAN, global = true)]
+    pub(super) plan: PathBuf,
+    /// Replace a line of the plan, such as promote.budget="5 min"; can be given several times
+    #[arg(long, value_name = "KEY=VALUE", global = true)]
+    pub(super) set: Vec<String>,
+    /// The journal [default: the plan's name with .journal.json]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(super) journal: Option<PathBuf>,
+    /// Print every statement and command that would be run, and change nothing
+    #[arg(long, global = true)]
+    pub(super) dry_run: bool,
+    /// Print a JSON object
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Step {
+    /// Print an annotated plan to begin with
+    Init,
+    Promote(PromoteArgs),
+    /// Print what happened when
+    Report,
+}
+
+/// The first move: make the replica the primary, with proof that it has the source's last write
+///
+/// Switches maintenance on, makes the source read-only and waits until the replica has replayed the source's last write; only
+/// then is it promoted, written to as the application's role, and the application pointed at it. When the replica does not get
+/// there within promote.budget, everything is undone and the source can be written to as before.
+#[derive(Debug, Args)]
+pub(super) struct PromoteArgs {
+    /// Promote without proof: you have stopped all writes to the source and seen its last segment archived
+    #[arg(long)]
+    pub(super) without_fence: bool,
+}

@@ -1,0 +1,66 @@
+//! What a step hands to the user: text for a person, JSON for a program, and the exit status.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::cli::exit::ExitStatus;
+use crate::cutover::journal::time_text as at_text;
+use crate::cutover::promote::PromoteReport;
+use crate::cutover::quantity::time_text;
+use crate::cutover::rehearsal::Rehearsal;
+use crate::cutover::report::Report;
+
+pub(super) struct Outcome {
+    text: String,
+    json: Value,
+    rehearsal: Vec<String>,
+    pub(super) status: ExitStatus,
+}
+
+impl Outcome {
+    pub(super) fn new(text: String, json: impl Serialize) -> Self {
+        let json = serde_json::to_value(json).expect("results have text for keys");
+        Self { text, json, rehearsal: Vec::new(), status: ExitStatus::DONE }
+    }
+
+    /// With what a dry run would do.
+    pub(super) fn rehearsed(mut self, rehearsal: &Rehearsal) -> Self {
+        self.rehearsal = rehearsal.lines();
+        self
+    }
+
+    pub(super) fn printed(&self, as_json: bool, is_dry: bool) -> String {
+        match (as_json, is_dry) {
+            (true, true) => format!("{:#}\n", json!({"dry_run": self.rehearsal})),
+            (true, false) => format!("{:#}\n", self.json),
+            (false, true) => self.rehearsal.iter().fold(String::new(), |text, line| text + line + "\n"),
+            (false, false) => self.text.clone(),
+        }
+    }
+}
+
+pub(super) fn promote_text(report: &PromoteReport) -> String {
+    let proof = match &report.fence_lsn {
+        Some(lsn) => format!("with the source's last write, at {lsn}"),
+        None => "without proof of the source's last write".to_owned(),
+    };
+    format!(
+        "The replica is the primary, on timeline {}, {proof}.\nDowntime: {}.\n",
+        report.timeline,
+        time_text(Duration::from_millis(report.downtime_milliseconds))
+    )
+}
+
+pub(super) fn report_text(report: &Report) -> String {
+    let mut text = String::new();
+    for entry in &report.entries {
+        let _ = writeln!(text, "{}  {:<9}  {}", at_text(entry.at), entry.step, entry.what);
+    }
+    if text.is_empty() {
+        text.push_str("Nothing has happened yet.\n");
+    }
+    text
+}
