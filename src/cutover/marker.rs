@@ -58,11 +58,11 @@ pub async fn has_arrived(node: &mut Node, id: &str) -> Result<bool> {
     node.value(&format!("select exists (select from {} where id = {})", table(), literal(id))).await
 }
 
-/// Removes the table, and the schema with it.
+/// Removes the table, and all that is in this program's schema.
 ///
 /// # Errors
 ///
 /// When the server refuses or is gone.
 pub async fn remove(node: &mut Node) -> Result<()> {
-    node.change(&format!("drop table if exists {}; drop schema if exists {OWN_SCHEMA}", table())).await
+    node.change(&format!("drop schema if exists {OWN_SCHEMA} cascade")).await
 }

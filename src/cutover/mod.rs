@@ -18,6 +18,7 @@ pub mod promote;
 pub mod quantity;
 pub mod rehearsal;
 pub mod report;
+pub mod retreat;
 pub mod tables;
 
 pub use error::{CutoverError, Kind, Result};

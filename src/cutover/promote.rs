@@ -17,6 +17,8 @@ use super::journal::{Mark, time_text as at_text};
 use super::marker;
 use super::node::{Node, Place};
 use super::quantity::{bytes_text, time_text};
+use super::retreat::Move;
+use crate::formats::error_line::joined;
 use crate::formats::key::Layout;
 use crate::formats::wal_name::{SegmentName, SegmentSize};
 use crate::pg::quote::literal;
@@ -34,8 +36,8 @@ const PROMOTE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long replay must have stood still at the archive's end to be taken for there, where no fence tells.
 const STILL: Duration = Duration::from_secs(5);
 
-/// How often undoing is tried before a person has to.
-const UNDO_TRIES: u32 = 5;
+/// What undoing it means.
+const MOVE: Move = Move { fenced: Place::Source, fence: Mark::SourceFence, maintenance: Mark::PromoteMaintenance };
 
 /// What takes the fence's place where the source cannot be asked.
 pub struct ArchiveEnd<'a> {
@@ -277,29 +279,9 @@ async fn undone(cutover: &mut Cutover, failed: CutoverError) -> CutoverError {
         return failed;
     }
     // what could not be recorded must not be made worse by not undoing it
-    let _ = cutover.journal.note(format!("gave up: {}", crate::formats::error_line::joined(&failed)));
-    match undo(cutover).await {
-        Ok(()) => {
-            failed.with_detail("Nothing was promoted, and all was undone: the source can be written to as before.")
-        }
-        Err(also) => {
-            let sql = cutover.plan.source.as_ref().map(|source| {
-                format!(
-                    "alter database {} reset default_transaction_read_only",
-                    crate::pg::quote::identifier(source.database())
-                )
-            });
-            failed
-                .with_detail(format!(
-                    "Nothing was promoted, but not all could be undone: {}.",
-                    crate::formats::error_line::joined(&also)
-                ))
-                .with_hint(format!(
-                    "Run cutover abort as soon as that is mended{}.",
-                    sql.map(|sql| format!(", or by hand on the source: {sql};")).unwrap_or_default()
-                ))
-        }
-    }
+    let _ = cutover.journal.note(format!("failed: {}", joined(&failed)));
+    let undone = undo(cutover).await;
+    MOVE.explain(cutover, failed.with_detail("Nothing was promoted."), undone)
 }
 
 /// Lifts the fence from the source, lets the replica be as it was, and switches maintenance off.
@@ -308,39 +290,8 @@ async fn undone(cutover: &mut Cutover, failed: CutoverError) -> CutoverError {
 ///
 /// What could not be undone; the rest was.
 pub async fn undo(cutover: &mut Cutover) -> Result<()> {
-    let fence = lift_from_source(cutover).await;
-    let interval = unhurry(cutover).await;
-    // with the fence still up the application could not write anyway, and should not find out by errors
-    fence?;
-    if cutover.journal.has(Mark::PromoteMaintenance) {
-        cutover.hook(Hook::MaintenanceOff).await?;
-        cutover.journal.undo(Mark::PromoteMaintenance, "the downtime is over, on the source")?;
-    }
-    interval
-}
-
-async fn lift_from_source(cutover: &mut Cutover) -> Result<()> {
-    if !cutover.journal.has(Mark::SourceFence) {
-        return Ok(());
-    }
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        let lifted = async {
-            let mut source = cutover.connect(Place::Source, Access::ReadWrite).await?;
-            fence::lift(cutover, &mut source, Mark::SourceFence).await?;
-            source.close().await;
-            Ok(())
-        };
-        match lifted.await {
-            Ok(()) => return cutover.journal.undo(Mark::SourceFence, "the source can be written to again"),
-            Err(failed) if tries == UNDO_TRIES => return Err(failed),
-            Err(failed) => {
-                tracing::warn!("could not lift the source's fence, trying again: {failed}");
-                tokio::time::sleep(Duration::from_secs(u64::from(tries))).await;
-            }
-        }
-    }
+    let retreated = MOVE.retreat(cutover).await;
+    unhurry(cutover).await.and(retreated)
 }
 
 /// From the promotion on: only forward.

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::finish::FinishReport;
 use super::journal::{Entry, Journal, Mark};
 use super::promote::PromoteReport;
 
@@ -12,6 +13,8 @@ pub struct Report {
     pub entries: Vec<Entry>,
     /// The first move, once it is over.
     pub promote: Option<PromoteReport>,
+    /// The moves from publisher to subscriber that are over, in their order.
+    pub finish: Vec<FinishReport>,
 }
 
 /// Reads a journal as a report.

@@ -318,9 +318,20 @@ impl PgCluster {
     }
 
     pub fn try_psql(&self, sql: &str) -> Output {
-        let tool =
-            self.environment().into_iter().fold(self.bin.tool("psql"), |tool, (name, value)| tool.env(name, value));
+        self.psql_with(&[], sql)
+    }
+
+    fn psql_with(&self, variables: &[(&str, &str)], sql: &str) -> Output {
+        let environment = self.environment();
+        let variables =
+            environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).chain(variables.iter().copied());
+        let tool = variables.fold(self.bin.tool("psql"), |tool, (name, value)| tool.env(name, value));
         tool.stdin(sql).run(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-"])
+    }
+
+    /// As [`Self::try_psql`], as another role and in the database of its name.
+    pub fn psql_as(&self, role: &str, sql: &str) -> Output {
+        self.psql_with(&[("PGUSER", role), ("PGDATABASE", role)], sql)
     }
 
     /// All the server has logged since the cluster was made.

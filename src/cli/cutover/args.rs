@@ -43,8 +43,42 @@ pub(super) enum Step {
     /// Print an annotated plan to begin with
     Init,
     Promote(PromoteArgs),
+    Finish(FinishArgs),
+    /// Go back to a safe state from any step, and say what was undone and what is left
+    Abort,
+    Run(RunArgs),
     /// Print what happened when
     Report,
+}
+
+/// The second move: switch the application over to the target, with proof that it has the publisher's last write
+///
+/// While the application works, statistics are gathered, materialized views refreshed and all rows compared. Then maintenance
+/// is switched on, the publisher made read-only, its last write seen at the target, what fits finish.compare_budget compared
+/// once more, every sequence set, the subscription dropped, and the application pointed at the target. Until the subscription
+/// is dropped every failure undoes everything.
+#[derive(Debug, Args)]
+pub(super) struct FinishArgs {
+    /// Let the replica follow the target from the moment of the switch, so that going back loses nothing
+    #[arg(long)]
+    pub(super) reverse: bool,
+    /// Go back to the replica, after a finish --reverse
+    #[arg(long)]
+    pub(super) back: bool,
+}
+
+/// All steps in their order, with a stop for confirmation at the two that cannot be undone
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// Confirm beforehand
+    #[arg(long)]
+    pub(super) yes: bool,
+    /// Promote without proof, as promote --without-fence
+    #[arg(long)]
+    pub(super) without_fence: bool,
+    /// Prepare the way back, as finish --reverse
+    #[arg(long)]
+    pub(super) reverse: bool,
 }
 
 /// The first move: make the replica the primary, with proof that it has the source's last write

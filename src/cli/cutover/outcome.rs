@@ -7,7 +7,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::cli::exit::ExitStatus;
+use crate::cutover::abort::AbortReport;
+use crate::cutover::finish::FinishReport;
 use crate::cutover::journal::time_text as at_text;
+use crate::cutover::link::Direction;
 use crate::cutover::promote::PromoteReport;
 use crate::cutover::quantity::time_text;
 use crate::cutover::rehearsal::Rehearsal;
@@ -52,6 +55,34 @@ pub(super) fn promote_text(report: &PromoteReport) -> String {
         report.timeline,
         time_text(Duration::from_millis(report.downtime_milliseconds))
     )
+}
+
+pub(super) fn finish_text(report: &FinishReport) -> String {
+    let (home, from) = match report.direction {
+        Direction::Forward => ("target", "replica"),
+        Direction::Back => ("replica", "target"),
+    };
+    let mut text = format!(
+        "The application uses the {home}, which has the {from}'s last write, at {}.\n\
+         {} sequences set; {} tables compared under the fence.\n",
+        report.final_lsn, report.sequences, report.compared_tables
+    );
+    if !report.not_compared.is_empty() {
+        let _ = writeln!(text, "Not compared within finish.compare_budget: {}.", report.not_compared.join(", "));
+    }
+    if report.is_reversible {
+        let _ = writeln!(
+            text,
+            "The {from} follows the {home}: cutover finish{} goes back, cutover abort gives that up.",
+            if report.direction == Direction::Forward { " --back" } else { "" }
+        );
+    }
+    let _ = writeln!(text, "Downtime: {}.", time_text(Duration::from_millis(report.downtime_milliseconds)));
+    text
+}
+
+pub(super) fn abort_text(report: &AbortReport) -> String {
+    report.undone.iter().chain(&report.left).fold(String::new(), |text, line| text + line + "\n")
 }
 
 pub(super) fn report_text(report: &Report) -> String {

@@ -1,0 +1,154 @@
+//! Back to a safe state, from wherever the cutover stands: what can be undone is, and what is left is said.
+
+use serde::Serialize;
+
+use super::context::Cutover;
+use super::error::{CutoverError, Result};
+use super::finish::{self, FinishReport, drop_link};
+use super::journal::Mark;
+use super::link::{Direction, Link};
+use super::marker;
+use super::node::Place;
+use super::promote;
+use super::replication_role;
+use super::tables::restore_identity;
+use crate::pg::session::Access;
+
+/// What an abort did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct AbortReport {
+    /// What was undone: whole sentences.
+    pub undone: Vec<String>,
+    /// What stays as it is, and what that means: whole sentences.
+    pub left: Vec<String>,
+}
+
+/// Undoes the step that is under way; with none under way, the replication. Done again it does nothing more.
+///
+/// # Errors
+///
+/// What could not be undone; when there is no way back, how to go on.
+pub async fn abort(cutover: &mut Cutover) -> Result<AbortReport> {
+    let mut report = AbortReport::default();
+    let journal = &cutover.journal;
+    if journal.has(Mark::FinishBegun) && !journal.has(Mark::FinishDone) {
+        abort_finish(cutover, &mut report).await?;
+    } else if let Some(done) = journal.data::<FinishReport>(Mark::FinishDone) {
+        give_up_the_way_back(cutover, &done, &mut report).await?;
+    } else if [Mark::ReplicaIdentity, Mark::ReplicationRole, Mark::Publication, Mark::Slot, Mark::Subscription, Mark::SchemaTables]
+        .iter()
+        .any(|mark| journal.has(*mark))
+    {
+        abort_replication(cutover, &mut report).await?;
+    } else if journal.has(Mark::PromoteDone) {
+        report.left.push("The application uses the replica; there is nothing under way to undo.".into());
+        if journal.has(Mark::SourceFence) {
+            report.left.push("The source is still read-only, so that nobody writes to it by mistake.".into());
+        }
+    } else {
+        abort_promotion(cutover, &mut report).await?;
+    }
+    if report.undone.is_empty() && report.left.is_empty() {
+        report.left.push("Nothing was under way.".into());
+    }
+    for done in &report.undone {
+        cutover.journal.note(format!("abort: {done}"))?;
+    }
+    Ok(report)
+}
+
+async fn abort_promotion(cutover: &mut Cutover, report: &mut AbortReport) -> Result<()> {
+    if cutover.journal.has(Mark::SwitchedToReplica) {
+        return Err(CutoverError::refused("the application uses the replica already").with_hint(
+            "Run cutover promote again: only switching maintenance off is left.",
+        ));
+    }
+    let marks = [Mark::PromoteMaintenance, Mark::SourceFence, Mark::RetryInterval, Mark::Promoting];
+    if !marks.iter().any(|mark| cutover.journal.has(*mark)) {
+        return Ok(());
+    }
+    let was_fenced = cutover.journal.has(Mark::SourceFence);
+    let is_standby = cutover.connect(Place::Replica, Access::ReadOnly).await?.is_in_recovery().await?;
+    promote::undo(cutover).await?;
+    report.undone.push(match was_fenced {
+        true => "The source can be written to as before, and maintenance is off.".into(),
+        false => "Maintenance is off.".into(),
+    });
+    if !is_standby {
+        report.left.push(
+            "The replica was promoted and cannot follow the source any more: restore it anew with backup-fetch before the next try."
+                .into(),
+        );
+    }
+    for mark in [Mark::Promoting, Mark::Promoted, Mark::WritesProved, Mark::FencePoint, Mark::FenceReached] {
+        if cutover.journal.has(mark) {
+            cutover.journal.undo(mark, "the promotion was given up")?;
+        }
+    }
+    Ok(())
+}
+
+async fn abort_finish(cutover: &mut Cutover, report: &mut AbortReport) -> Result<()> {
+    if cutover.journal.has(Mark::Parting) {
+        return Err(CutoverError::refused("the subscription was given up already: the way is one way from here")
+            .with_hint("Run the same cutover finish again: it goes on from where it stopped."));
+    }
+    let was_fenced = cutover.journal.has(Mark::PublisherFence);
+    finish::undo(cutover).await?;
+    if was_fenced {
+        report.undone.push("The publisher can be written to as before, and maintenance is off.".into());
+    }
+    let direction: Direction = cutover.journal.data(Mark::FinishBegun).unwrap_or(Direction::Forward);
+    cutover.journal.undo(Mark::FinishBegun, "the move was given up")?;
+    report.left.push(match direction {
+        Direction::Forward => "The replication goes on; run cutover abort once more to take it away too.".into(),
+        Direction::Back => "The way back is still there: the replica follows the target.".into(),
+    });
+    Ok(())
+}
+
+async fn give_up_the_way_back(cutover: &mut Cutover, done: &FinishReport, report: &mut AbortReport) -> Result<()> {
+    if !done.is_reversible {
+        report.left.push("The cutover is over; there is nothing under way to undo.".into());
+        return Ok(());
+    }
+    let back = match done.direction {
+        Direction::Forward => Direction::Back,
+        Direction::Back => Direction::Forward,
+    };
+    let link = Link::new(&cutover.plan, back);
+    drop_link(cutover, &link).await?;
+    let over = FinishReport { is_reversible: false, ..done.clone() };
+    cutover.journal.record(Mark::FinishDone, "the way back is given up", over)?;
+    report.undone.push(format!("The {} no longer follows the {}, and keeps no WAL back there.", link.subscriber, link.publisher));
+    Ok(())
+}
+
+async fn abort_replication(cutover: &mut Cutover, report: &mut AbortReport) -> Result<()> {
+    let link = Link::new(&cutover.plan, Direction::Forward);
+    drop_link(cutover, &link).await?;
+    report.undone.push("The subscription, its slot and the publication are gone.".into());
+    let mut publisher = cutover.connect(link.publisher, Access::ReadWrite).await?;
+    if restore_identity(cutover, &mut publisher).await? {
+        report.undone.push("The tables' replica identity is as it was.".into());
+    }
+    if cutover.journal.has(Mark::ReplicationRole) {
+        replication_role::drop_role(&mut publisher, &cutover.plan.replication.role).await?;
+        report.undone.push(format!("The role {} is gone.", cutover.plan.replication.role));
+    }
+    marker::remove(&mut publisher).await?;
+    let mut target = cutover.connect(Place::Target, Access::ReadWrite).await?;
+    marker::remove(&mut target).await?;
+    for mark in [
+        Mark::Subscription, Mark::Slot, Mark::Publication, Mark::ReplicationRole, Mark::ReplicaIdentity, Mark::Copied,
+        Mark::ReplicateDone,
+    ] {
+        if cutover.journal.has(mark) {
+            cutover.journal.undo(mark, "the replication was given up")?;
+        }
+    }
+    report.left.push("The application stays where it is. The target keeps what was copied: empty its tables before the next cutover replicate.".into());
+    publisher.close().await;
+    target.close().await;
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! The first move of a cutover: nothing that was committed on the source is lost, and until the promotion every failure
+//! leaves the source as it was.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
+
+mod support;
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::cutover::{LIMIT, Migration, MigrationOptions};
+use support::postgres::wait_until;
+use support::{Mode, PgCluster, Program};
+
+const INSERT: &str = "insert into t (text) values (md5(random()::text)) returning id::text";
+
+/// What the application was told is committed, and which of it a server lacks.
+fn lost(server: &PgCluster, committed: &[String]) -> Vec<String> {
+    let there = server.psql_as("app", "select id from t").assert_success();
+    let there: std::collections::HashSet<_> = there.stdout_text().lines().map(str::to_owned).collect();
+    committed.iter().filter(|id| !there.contains(*id)).cloned().collect()
+}
+
+/// Everything is as it was before the promotion was tried.
+fn assert_undone(migration: &Migration) {
+    assert!(migration.is_writable(&migration.source), "the source is still fenced");
+    assert_eq!(migration.replica.psql("select pg_is_in_recovery()"), "t");
+    assert!(!migration.file("maintenance").exists(), "maintenance is still on");
+    let hurried = "select count(*) from pg_file_settings where name = 'wal_retrieve_retry_interval'";
+    assert_eq!(migration.replica.psql(hurried), "0");
+}
+
+fn assert_promoted(migration: &Migration, committed: &[String]) {
+    assert_eq!(migration.replica.psql("select pg_is_in_recovery()"), "f");
+    assert_eq!(lost(&migration.replica, committed), Vec::<String>::new());
+    assert!(migration.is_writable(&migration.replica), "the application cannot write to the new primary");
+    assert!(!migration.is_writable(&migration.source), "the source can still be written to");
+    assert!(!migration.file("maintenance").exists(), "maintenance is still on");
+    let hurried = "select count(*) from pg_file_settings where name = 'wal_retrieve_retry_interval'";
+    assert_eq!(migration.replica.psql(hurried), "0");
+    let address = std::fs::read_to_string(migration.file("address")).unwrap();
+    assert_eq!(address, migration.replica.socket_dir().to_str().unwrap());
+}
+
+fn promotes_with_the_last_write(major: u32, archiver: Program) {
+    let migration = MigrationOptions::from(major).archived_by(archiver).make();
+    let application = migration.application(&[INSERT]);
+    std::thread::sleep(Duration::from_secs(1));
+    let promoted = migration.cutover("promote").assert_success();
+    std::thread::sleep(Duration::from_millis(500));
+    let committed = application.stop();
+    println!("{major}: {}", promoted.stdout_text());
+    assert_promoted(&migration, &committed);
+    assert_eq!(migration.hooks(), ["maintenance_on", "switch_to_replica", "maintenance_off"]);
+    let rows_on_source = migration.source.psql_as("app", "select count(*) from t").stdout_text().trim().to_owned();
+    assert!(committed.len() > rows_on_source.parse::<usize>().unwrap(), "the application went on, on the replica");
+
+    // once more does nothing
+    let before = migration.journal();
+    migration.cutover("promote").assert_success();
+    assert_eq!((migration.journal(), migration.hooks().len()), (before, 3));
+    let report = migration.cutover("report").assert_success().stdout_text().to_owned();
+    assert!(report.contains("the replica has replayed the source's last write"), "{report}");
+    let json: serde_json::Value = serde_json::from_str(&migration.cutover("report --json").stdout_text()).unwrap();
+    assert!(json["promote"]["downtime_milliseconds"].as_u64().unwrap() < 60_000, "{json}");
+}
+
+#[test]
+fn a_source_of_11_is_left_with_its_last_write() {
+    promotes_with_the_last_write(11, Program::WalE);
+}
+
+#[test]
+fn a_source_of_15_is_left_with_its_last_write() {
+    promotes_with_the_last_write(15, Program::WalEve);
+}
+
+#[test]
+fn a_source_of_18_is_left_with_its_last_write() {
+    promotes_with_the_last_write(18, Program::WalEve);
+}
+
+#[test]
+fn a_dry_run_shows_everything_and_changes_nothing() {
+    let migration = MigrationOptions::from(15).make();
+    let shown = migration.cutover("promote --dry-run").assert_success().stdout_text().to_owned();
+    for expected in [
+        "command maintenance_on: touch",
+        "source: alter database \"app\" set default_transaction_read_only = on;",
+        "pg_logical_emit_message",
+        "wait: until the replica has replayed",
+        "replica: select pg_promote(true, 60);",
+        "command switch_to_replica: cp",
+        "command maintenance_off: rm",
+    ] {
+        assert!(shown.contains(expected), "{expected} is not in\n{shown}");
+    }
+    assert_undone(&migration);
+    assert_eq!((migration.journal(), migration.hooks()), (String::new(), Vec::new()));
+}
+
+#[test]
+fn an_archive_that_stands_still_leaves_the_source_writable() {
+    let mut migration = MigrationOptions::from(15).make();
+    migration.source.configure("archive_command = 'false'");
+    migration.source.reload();
+    let application = migration.application(&[INSERT]);
+    let failed = migration.cutover("promote --set promote.budget=3s").assert_code(1);
+    let committed = application.stop();
+    let said = failed.stderr_text();
+    for expected in ["gave up waiting until the replica has replayed", "The source needs to archive", "All was undone"]
+    {
+        assert!(said.contains(expected), "{expected} is not in\n{said}");
+    }
+    assert_undone(&migration);
+    assert_eq!(migration.hooks(), ["maintenance_on", "maintenance_off"]);
+    assert_eq!(lost(&migration.source, &committed), Vec::<String>::new());
+
+    // mended, it goes the whole way
+    let command = migration.archive.archive_command(Program::WalEve);
+    migration.source.configure(&command);
+    migration.source.reload();
+    let application = migration.application(&[INSERT]);
+    migration.cutover("promote").assert_success();
+    assert_promoted(&migration, &application.stop());
+}
+
+#[test]
+fn a_fence_that_cannot_be_set_is_refused_before_anybody_waits() {
+    let migration = MigrationOptions::from(15).make();
+    let refused = |expected: &str| {
+        let said = migration.cutover("promote").assert_code(1).stderr_text().to_owned();
+        assert!(said.contains(expected), "{expected} is not in\n{said}");
+        assert_eq!(migration.hooks(), Vec::<String>::new());
+    };
+    migration.source.psql("alter database app owner to postgres");
+    refused("\"app\" does not own the database \"app\"");
+    migration.source.psql("alter database app owner to app");
+    migration.source.psql("alter role app set default_transaction_read_only = off");
+    refused("alter role app reset default_transaction_read_only");
+    migration.source.psql("alter role app reset default_transaction_read_only");
+    assert_undone(&migration);
+}
+
+#[test]
+fn a_prepared_transaction_is_named() {
+    let mut migration = MigrationOptions::from(15).make();
+    migration.replica.configure("max_prepared_transactions = 5");
+    migration.replica.stop(Mode::Fast);
+    migration.replica.start();
+    migration.source.configure("max_prepared_transactions = 5");
+    migration.source.stop(Mode::Fast);
+    migration.source.start();
+    migration
+        .source
+        .psql_as("app", "begin; insert into t (text) values ('x'); prepare transaction 'forgotten'")
+        .assert_success();
+    let said = migration.cutover("promote").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("\"forgotten\" of app"), "{said}");
+    assert_eq!(migration.hooks(), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_role_writes_behind_the_fence_comes_along() {
+    // it asks for a transaction that may write, so that the fence does not bind it
+    let migration = MigrationOptions::from(15).make();
+    let stubborn = "begin transaction read write; insert into t (text) values ('late'); commit";
+    let source = migration.source.socket_dir();
+    let psql = migration.source.bin().program("psql");
+    let script = format!(
+        "touch {place}/maintenance; (while ! grep -q fence-point {place}/cutover.journal.json; do sleep 0.05; done; \
+         {psql} -h {source} -U app app -c \"{stubborn}\") >/dev/null 2>&1 &",
+        place = migration.place.path().display(),
+        psql = psql.display(),
+        source = source.display(),
+    );
+    std::fs::write(migration.file("on.sh"), script).unwrap();
+    let set = format!("hooks.maintenance_on=sh {}", migration.file("on.sh").display());
+    let promoted = migration.wal_eve().run(["cutover", "promote", "--set", &set]).assert_success();
+    let late = "select count(*) from t where text = 'late'";
+    let [there, here] = [&migration.source, &migration.replica]
+        .map(|server| server.psql_as("app", late).stdout_text().trim().to_owned());
+    assert_eq!(there, here, "{}", promoted.stderr_text());
+}
+
+#[test]
+fn a_command_that_fails_or_hangs_leaves_the_source_writable() {
+    let migration = MigrationOptions::from(15).make();
+    for (command, expected) in [("exit 3", "exit status: 3"), ("sleep 60", "did not end within 1.0 s")] {
+        let set = format!("hooks.maintenance_on=echo because; {command}");
+        let arguments = ["cutover", "promote", "--set", &set, "--set", "hooks.timeout=1 s"];
+        let said = migration.wal_eve().run(arguments).assert_code(1).stderr_text().to_owned();
+        assert!(said.contains(expected) && said.contains("because"), "{expected} is not in\n{said}");
+        assert_undone(&migration);
+    }
+    // after the promotion the way is forward, and the error says so
+    let arguments = ["cutover", "promote", "--set", "hooks.switch_to_replica=exit 1"];
+    let said = migration.wal_eve().run(arguments).assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("run cutover promote again") && said.contains("cutover abort"), "{said}");
+    migration.cutover("promote").assert_success();
+    assert_promoted(&migration, &[]);
+}
+
+#[test]
+fn a_promotion_killed_anywhere_ends_well_when_run_again() {
+    for mark in [
+        "promote-maintenance",
+        "source-fence",
+        "fence-point",
+        "fence-reached",
+        "promoting",
+        "promoted",
+        "writes-proved",
+    ] {
+        let migration = MigrationOptions::from(15).make();
+        let application = migration.application(&[INSERT]);
+        let mut running = migration.spawn("promote");
+        wait_until(mark, LIMIT, || migration.has_mark(mark) || !running.is_running());
+        running.signal(Signal::KILL);
+        running.wait();
+        migration.cutover("promote").assert_success();
+        std::thread::sleep(Duration::from_millis(200));
+        assert_promoted(&migration, &application.stop());
+    }
+}
+
+#[test]
+fn a_promotion_told_to_end_undoes_what_it_did() {
+    let mut migration = MigrationOptions::from(15).make();
+    migration.source.configure("archive_command = 'false'");
+    migration.source.reload();
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut running = migration.spawn("promote");
+        wait_until("it waits for the fence", LIMIT, || migration.has_mark("fence-point"));
+        running.signal(signal);
+        let ended = running.wait().assert_code(2);
+        assert!(ended.stderr_text().contains("All was undone"), "{}", ended.stderr_text());
+        assert_undone(&migration);
+        std::fs::remove_file(migration.file("cutover.journal.json")).unwrap();
+    }
+}
+
+#[test]
+fn without_a_source_the_users_word_is_needed() {
+    let migration = MigrationOptions::from(15).make();
+    let plan = std::fs::read_to_string(migration.file("cutover.toml")).unwrap();
+    let without = plan.split_once("[replica]").unwrap().1;
+    std::fs::write(migration.file("cutover.toml"), format!("[replica]{without}")).unwrap();
+    let said = migration.cutover("promote").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("--without-fence"), "{said}");
+    migration.source.psql_as("app", INSERT).assert_success();
+    let last = migration.source.switch_wal();
+    migration.archive.wait_for_wal(&migration.source, &last);
+    let wal_eve = migration
+        .archive
+        .environment()
+        .into_iter()
+        .fold(migration.wal_eve(), |tool, (name, value)| tool.env(name, value));
+    wal_eve.run(["cutover", "promote", "--without-fence"]).assert_success();
+    assert_eq!(migration.replica.psql_as("app", "select count(*) from t").stdout_text().trim(), "1");
+    assert!(migration.is_writable(&migration.replica));
+}
+
+#[test]
+fn two_at_once_are_refused() {
+    let mut migration = MigrationOptions::from(15).make();
+    migration.source.configure("archive_command = 'false'");
+    migration.source.reload();
+    let mut running = migration.spawn("promote");
+    wait_until("it waits for the fence", LIMIT, || migration.has_mark("fence-point"));
+    let said = migration.cutover("promote").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("another step of this cutover is running"), "{said}");
+    running.signal(Signal::TERM);
+    running.wait();
+    assert_undone(&migration);
+}
