@@ -15,9 +15,13 @@ pub mod marker;
 pub mod node;
 pub mod plan;
 pub mod promote;
+pub mod publication;
 pub mod quantity;
 pub mod rehearsal;
+pub mod replication_role;
 pub mod report;
+pub mod slot;
+pub mod subscription;
 pub mod tables;
 
 pub use error::{CutoverError, Kind, Result};
