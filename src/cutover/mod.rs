@@ -15,10 +15,14 @@ pub mod marker;
 pub mod node;
 pub mod plan;
 pub mod promote;
+pub mod publication;
 pub mod quantity;
 pub mod rehearsal;
+pub mod replication_role;
 pub mod report;
 pub mod retreat;
+pub mod slot;
+pub mod subscription;
 pub mod tables;
 
 pub use error::{CutoverError, Kind, Result};

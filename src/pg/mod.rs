@@ -16,6 +16,7 @@ pub mod finding;
 pub mod quote;
 pub mod recovery_mode;
 pub mod recovery_process;
+pub mod scram;
 pub mod server;
 pub mod session;
 pub mod tablespace;
