@@ -2,9 +2,11 @@
 //!
 //! * [`plan`]: what is to be done; [`journal`]: what was done
 //! * [`context`]: what every step stands on; [`node`]: a session with one of the three servers; [`hook`]: the user's commands
-//! * [`fence`]: no more writes to a server, and its last write; [`tables`] and [`sequences`]: what is to be carried over
+//! * [`fence`]: no more writes to a server, and its last write; [`tables`] and [`sequences`]: what is to be carried over; [`comparison`]:
+//!   whether it was
 //! * the steps: [`check`], [`promote`], [`replicate`], [`status`], [`finish`], [`abort`], [`report`]
 
+pub mod comparison;
 pub mod context;
 mod error;
 pub mod fence;
@@ -18,6 +20,7 @@ pub mod promote;
 pub mod quantity;
 pub mod rehearsal;
 pub mod report;
+pub mod sequences;
 pub mod tables;
 
 pub use error::{CutoverError, Kind, Result};
