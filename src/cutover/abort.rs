@@ -11,7 +11,6 @@ use super::marker;
 use super::node::Place;
 use super::promote;
 use super::replication_role;
-use super::tables::restore_identity;
 use crate::pg::session::Access;
 
 /// What an abort did.
@@ -35,9 +34,16 @@ pub async fn abort(cutover: &mut Cutover) -> Result<AbortReport> {
         abort_finish(cutover, &mut report).await?;
     } else if let Some(done) = journal.data::<FinishReport>(Mark::FinishDone) {
         give_up_the_way_back(cutover, &done, &mut report).await?;
-    } else if [Mark::ReplicaIdentity, Mark::ReplicationRole, Mark::Publication, Mark::Slot, Mark::Subscription, Mark::SchemaTables]
-        .iter()
-        .any(|mark| journal.has(*mark))
+    } else if [
+        Mark::ReplicaIdentity,
+        Mark::ReplicationRole,
+        Mark::Publication,
+        Mark::Slot,
+        Mark::Subscription,
+        Mark::SchemaTables,
+    ]
+    .iter()
+    .any(|mark| journal.has(*mark))
     {
         abort_replication(cutover, &mut report).await?;
     } else if journal.has(Mark::PromoteDone) {
@@ -59,9 +65,8 @@ pub async fn abort(cutover: &mut Cutover) -> Result<AbortReport> {
 
 async fn abort_promotion(cutover: &mut Cutover, report: &mut AbortReport) -> Result<()> {
     if cutover.journal.has(Mark::SwitchedToReplica) {
-        return Err(CutoverError::refused("the application uses the replica already").with_hint(
-            "Run cutover promote again: only switching maintenance off is left.",
-        ));
+        return Err(CutoverError::refused("the application uses the replica already")
+            .with_hint("Run cutover promote again: only switching maintenance off is left."));
     }
     let marks = [Mark::PromoteMaintenance, Mark::SourceFence, Mark::RetryInterval, Mark::Promoting];
     if !marks.iter().any(|mark| cutover.journal.has(*mark)) {
@@ -120,7 +125,10 @@ async fn give_up_the_way_back(cutover: &mut Cutover, done: &FinishReport, report
     drop_link(cutover, &link).await?;
     let over = FinishReport { is_reversible: false, ..done.clone() };
     cutover.journal.record(Mark::FinishDone, "the way back is given up", over)?;
-    report.undone.push(format!("The {} no longer follows the {}, and keeps no WAL back there.", link.subscriber, link.publisher));
+    report.undone.push(format!(
+        "The {} no longer follows the {}, and keeps no WAL back there.",
+        link.subscriber, link.publisher
+    ));
     Ok(())
 }
 
@@ -129,18 +137,20 @@ async fn abort_replication(cutover: &mut Cutover, report: &mut AbortReport) -> R
     drop_link(cutover, &link).await?;
     report.undone.push("The subscription, its slot and the publication are gone.".into());
     let mut publisher = cutover.connect(link.publisher, Access::ReadWrite).await?;
-    if restore_identity(cutover, &mut publisher).await? {
-        report.undone.push("The tables' replica identity is as it was.".into());
-    }
     if cutover.journal.has(Mark::ReplicationRole) {
-        replication_role::drop_role(&mut publisher, &cutover.plan.replication.role).await?;
+        replication_role::drop(&mut publisher, &cutover.plan.replication.role).await?;
         report.undone.push(format!("The role {} is gone.", cutover.plan.replication.role));
     }
     marker::remove(&mut publisher).await?;
     let mut target = cutover.connect(Place::Target, Access::ReadWrite).await?;
     marker::remove(&mut target).await?;
     for mark in [
-        Mark::Subscription, Mark::Slot, Mark::Publication, Mark::ReplicationRole, Mark::ReplicaIdentity, Mark::Copied,
+        Mark::Subscription,
+        Mark::Slot,
+        Mark::Publication,
+        Mark::ReplicationRole,
+        Mark::ReplicaIdentity,
+        Mark::Copied,
         Mark::ReplicateDone,
     ] {
         if cutover.journal.has(mark) {

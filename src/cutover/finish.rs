@@ -77,13 +77,29 @@ struct Prepared {
     changing: Vec<String>,
 }
 
+/// What the comparison under the fence came to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Compared {
+    tables: usize,
+    row_by_row: usize,
+    not_compared: Vec<String>,
+}
+
+impl From<&ComparisonReport> for Compared {
+    fn from(report: &ComparisonReport) -> Self {
+        let not_compared: Vec<_> = report.unknown().map(|table| table.table.clone()).collect();
+        Self { tables: report.tables.len() - not_compared.len(), row_by_row: report.proved().count(), not_compared }
+    }
+}
+
 /// Goes the whole way, or goes on with it; once done it does nothing more.
 ///
 /// # Errors
 ///
 /// Everything that went wrong. Before the subscription was dropped it was all undone, and the error says so.
 pub async fn finish(cutover: &mut Cutover, options: FinishOptions) -> Result<FinishReport> {
-    let link = Link::new(&cutover.plan, begin(cutover, options)?);
+    let direction = begin(cutover, options)?;
+    let link = Link::new(&cutover.plan, direction);
     if let Some(done) = cutover.journal.data(Mark::FinishDone) {
         tracing::info!("this move is over already");
         return Ok(done);
@@ -143,10 +159,14 @@ async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Result<Vec<Tabl
     fence::look_for_obstacles(&mut publisher).await?;
     let states = subscription::table_states(&mut subscriber, link).await?;
     if states.is_empty() {
-        return Err(CutoverError::refused(format!("the {} has no subscription \"{}\"", link.subscriber, link.subscription))
-            .with_hint("Run cutover replicate, or cutover abort."));
+        return Err(CutoverError::refused(format!(
+            "the {} has no subscription \"{}\"",
+            link.subscriber, link.subscription
+        ))
+        .with_hint("Run cutover replicate, or cutover abort."));
     }
-    let waiting: Vec<_> = states.iter().filter(|state| !state.state == CopyState::Ready).map(|state| state.label()).collect();
+    let waiting: Vec<_> =
+        states.iter().filter(|state| state.state != CopyState::Ready).map(|state| state.label()).collect();
     if !waiting.is_empty() {
         let shown = waiting.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
         return Err(CutoverError::refused(format!("{} tables are not copied yet", waiting.len()))
@@ -192,12 +212,21 @@ async fn prepare(cutover: &mut Cutover, link: &Link, carried: &[Table]) -> Resul
         subscriber.change(&format!("refresh materialized view {view}")).await?;
     }
     let report = compare_tables(cutover, &mut publisher, &mut subscriber, carried, None, &[]).await?;
-    refuse_differences(&report)?;
-    let prepared = Prepared { changing: report.changing() };
-    let what = format!("all {} tables are compared, {} of them while being written to", carried.len(), prepared.changing.len());
+    tell(&report.notes);
+    report.require_no_difference(link.publisher, link.subscriber)?;
+    let prepared = Prepared { changing: report.unknown().map(|table| table.table.clone()).collect() };
+    let what = format!(
+        "{} of {} tables are the same on both sides; the others are being written to",
+        report.proved().count(),
+        carried.len()
+    );
     publisher.close().await;
     subscriber.close().await;
     cutover.journal.record(Mark::Prepared, what, prepared)
+}
+
+fn tell(notes: &[String]) {
+    notes.iter().for_each(|note| tracing::warn!("{note}"));
 }
 
 /// Materialized views that have rows on the publisher, by their name for SQL, in the order of their making.
@@ -216,7 +245,9 @@ async fn stale_views(publisher: &mut Node, subscriber: &mut Node) -> Result<Vec<
         );
         match subscriber.value::<bool>(&question).await? {
             true => there.push(view.name),
-            false => tracing::warn!("the materialized view {} is not refreshed: it is not there, or is another's", view.name),
+            false => {
+                tracing::warn!("the materialized view {} is not refreshed: it is not there, or is another's", view.name)
+            }
         }
     }
     Ok(there)
@@ -225,15 +256,6 @@ async fn stale_views(publisher: &mut Node, subscriber: &mut Node) -> Result<Vec<
 #[derive(Debug, Deserialize)]
 struct ViewName {
     name: String,
-}
-
-fn refuse_differences(report: &ComparisonReport) -> Result<()> {
-    match report.differences() {
-        None => Ok(()),
-        Some(differences) => Err(CutoverError::refused("publisher and subscriber hold different rows")
-            .with_detail(differences)
-            .with_hint("See what else writes to the subscriber. Repair the rows, or copy the table anew: cutover abort, then cutover replicate.")),
-    }
 }
 
 /// Waits until the subscriber has kept close to the publisher for a stretch, and has a row that was just written.
@@ -282,7 +304,13 @@ fn lost_slot(link: &Link) -> CutoverError {
         .with_hint("Begin anew: cutover abort, empty the tables on the subscriber, cutover replicate.")
 }
 
-async fn wait_for_marker(cutover: &Cutover, link: &Link, subscriber: &mut Node, id: &str, deadline: Instant) -> Result<()> {
+async fn wait_for_marker(
+    cutover: &Cutover,
+    link: &Link,
+    subscriber: &mut Node,
+    id: &str,
+    deadline: Instant,
+) -> Result<()> {
     cutover
         .until(format_args!("the {} has the publisher's last write", link.subscriber), Some(deadline), async || {
             Ok(match marker::has_arrived(subscriber, id).await? {
@@ -320,8 +348,11 @@ async fn hand_over(cutover: &mut Cutover, link: &Link, carried: &[Table], revers
         }
         tracing::warn!("{later} transactions ran on the {} after the fence: waiting for these too", link.publisher);
         if Instant::now() >= deadline {
-            return Err(CutoverError::refused(format!("the {} is still being written to behind its fence", link.publisher))
-                .with_hint("Look in its pg_stat_activity for sessions that set a transaction read write."));
+            return Err(CutoverError::refused(format!(
+                "the {} is still being written to behind its fence",
+                link.publisher
+            ))
+            .with_hint("Look in its pg_stat_activity for sessions that set a transaction read write."));
         }
         point = fence::locate(&mut publisher).await?;
     }
@@ -332,13 +363,22 @@ async fn hand_over(cutover: &mut Cutover, link: &Link, carried: &[Table], revers
         let budget = cutover.plan.finish.compare_budget.min(deadline.saturating_duration_since(Instant::now()));
         let compared =
             compare_tables(cutover, &mut publisher, &mut subscriber, carried, Some(budget), &prepared.changing).await?;
-        refuse_differences(&compared)?;
-        cutover.journal.record(Mark::Compared, compared.summary(), &compared)?;
+        tell(&compared.notes);
+        compared.require_no_difference(link.publisher, link.subscriber)?;
+        let compared = Compared::from(&compared);
+        let what = format!(
+            "{} tables are the same on both sides, {} of them row by row; {} did not fit the budget",
+            compared.tables,
+            compared.row_by_row,
+            compared.not_compared.len()
+        );
+        cutover.journal.record(Mark::Compared, what, compared)?;
     }
     let margin = cutover.plan.finish.sequence_margin;
-    let carried_over = carry_over(&mut publisher, &mut subscriber, margin).await?;
-    let what = format!("{} sequences are set on the {}", carried_over.sequences.len(), link.subscriber);
-    cutover.journal.record(Mark::SequencesSet, what, carried_over.sequences.len())?;
+    let sequences = carry_over(&mut publisher, &mut subscriber, margin).await?;
+    tell(&sequences.notes);
+    let what = format!("{} sequences of the {} stand where they have to", sequences.sequences, link.subscriber);
+    cutover.journal.record(Mark::SequencesSet, what, sequences.sequences)?;
     publisher.close().await;
     subscriber.close().await;
     if cutover.is_interrupted() {
@@ -448,14 +488,14 @@ async fn switch(cutover: &mut Cutover, link: &Link, reverse: bool) -> Result<Fin
     })?;
     let began = cutover.journal.find(Mark::FinishMaintenance).map(|entry| entry.at);
     let downtime = began.map_or(Duration::ZERO, |began| (OffsetDateTime::now_utc() - began).unsigned_abs());
-    let compared: ComparisonReport = cutover.journal.data(Mark::Compared).unwrap_or_default();
+    let compared: Compared = cutover.journal.data(Mark::Compared).unwrap_or_default();
     let report = FinishReport {
         direction: link.direction,
         downtime_milliseconds: u64::try_from(downtime.as_millis()).unwrap_or(u64::MAX),
         final_lsn: cutover.journal.data::<FinalPoint>(Mark::FinalPoint).map(|point| point.lsn).unwrap_or_default(),
         sequences: cutover.journal.data(Mark::SequencesSet).unwrap_or_default(),
-        compared_tables: compared.compared(),
-        not_compared: compared.not_compared(),
+        compared_tables: compared.tables,
+        not_compared: compared.not_compared,
         is_reversible: reverse,
     };
     let what = match began {

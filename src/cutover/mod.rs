@@ -2,12 +2,17 @@
 //!
 //! * [`plan`]: what is to be done; [`journal`]: what was done
 //! * [`context`]: what every step stands on; [`node`]: a session with one of the three servers; [`hook`]: the user's commands
-//! * [`fence`]: no more writes to a server, and its last write; [`tables`] and [`sequences`]: what is to be carried over
+//! * [`fence`]: no more writes to a server, and its last write; [`marker`]: rows that prove; [`retreat`]: the way back
+//! * [`link`]: who publishes and who subscribes, with [`publication`], [`slot`], [`subscription`] and [`replication_role`]
+//! * [`tables`] and [`sequences`]: what is carried over; [`comparison`]: whether it was
 //! * the steps: [`check`], [`promote`], [`replicate`], [`status`], [`finish`], [`abort`], [`report`]
 
+pub mod abort;
+pub mod comparison;
 pub mod context;
 mod error;
 pub mod fence;
+pub mod finish;
 pub mod hook;
 pub mod journal;
 pub mod link;
@@ -21,6 +26,7 @@ pub mod rehearsal;
 pub mod replication_role;
 pub mod report;
 pub mod retreat;
+pub mod sequences;
 pub mod slot;
 pub mod subscription;
 pub mod tables;

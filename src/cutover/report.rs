@@ -20,5 +20,10 @@ pub struct Report {
 /// Reads a journal as a report.
 pub fn report(journal: &Journal) -> Report {
     let entries = journal.entries().to_vec();
-    Report { promote: journal.data(Mark::PromoteDone), entries }
+    let finished = entries.iter().filter(|entry| entry.mark == Some(Mark::FinishDone) && !entry.undone);
+    Report {
+        promote: journal.data(Mark::PromoteDone),
+        finish: finished.filter_map(|entry| serde_json::from_value(entry.data.clone()).ok()).collect(),
+        entries,
+    }
 }

@@ -46,7 +46,6 @@ pub(super) enum Step {
     Finish(FinishArgs),
     /// Go back to a safe state from any step, and say what was undone and what is left
     Abort,
-    Run(RunArgs),
     /// Print what happened when
     Report,
 }
@@ -65,20 +64,6 @@ pub(super) struct FinishArgs {
     /// Go back to the replica, after a finish --reverse
     #[arg(long)]
     pub(super) back: bool,
-}
-
-/// All steps in their order, with a stop for confirmation at the two that cannot be undone
-#[derive(Debug, Args)]
-pub(super) struct RunArgs {
-    /// Confirm beforehand
-    #[arg(long)]
-    pub(super) yes: bool,
-    /// Promote without proof, as promote --without-fence
-    #[arg(long)]
-    pub(super) without_fence: bool,
-    /// Prepare the way back, as finish --reverse
-    #[arg(long)]
-    pub(super) reverse: bool,
 }
 
 /// The first move: make the replica the primary, with proof that it has the source's last write

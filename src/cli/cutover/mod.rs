@@ -18,7 +18,9 @@ use super::exit::{ExitStatus, Failure};
 use super::store::ArchiveConfig;
 use crate::commands::archive::Archive;
 use crate::cutover::Result;
+use crate::cutover::abort::abort;
 use crate::cutover::context::{Cutover, Mode};
+use crate::cutover::finish::{FinishOptions, finish};
 use crate::cutover::plan::{Plan, SAMPLE};
 use crate::cutover::promote::{ArchiveEnd, PromoteOptions, promote};
 use crate::cutover::report::report;
@@ -64,6 +66,17 @@ impl Invocation<'_> {
         match step {
             Step::Init => unreachable!("it needs no plan, and was printed above"),
             Step::Promote(args) => self.promote(&args, interrupted).await,
+            Step::Finish(args) => {
+                let mut cutover = self.open("finish", self.changing(), interrupted)?;
+                let options = FinishOptions { reverse: args.reverse, back: args.back };
+                let report = finish(&mut cutover, options).await?;
+                Ok(Outcome::new(outcome::finish_text(&report), &report).rehearsed(&cutover.rehearsal))
+            }
+            Step::Abort => {
+                let mut cutover = self.open("abort", self.changing(), interrupted)?;
+                let report = abort(&mut cutover).await?;
+                Ok(Outcome::new(outcome::abort_text(&report), &report).rehearsed(&cutover.rehearsal))
+            }
             Step::Report => {
                 let cutover = self.open("report", Mode::Look, interrupted)?;
                 let report = report(&cutover.journal);
