@@ -127,3 +127,49 @@ fn segments_of_64_mib_are_replayed_from_the_spool() {
     source.wait_for_rows(&standby);
     wait_for_hits(&source, &standby, 3);
 }
+
+#[test]
+fn each_minute_of_catching_up_is_summed_up_in_the_servers_log() {
+    let source = Source::new(15);
+    source.write(20);
+    let standby = source.standby();
+    standby.start();
+    let said = || standby.log().contains("segments in the last minute (");
+    // replay goes on for more than a minute, since there is always a little more
+    standby.wait_until("a minute was summed up", LIMIT, || {
+        source.write(1);
+        said()
+    });
+    let log = standby.log();
+    let line = log.lines().find(|line| line.contains("in the last minute (")).unwrap();
+    assert!(line.contains("replay took ") && line.contains("MB/s) and needs 0000000100000000"), "{line}");
+}
+
+#[test]
+fn a_gap_is_named_in_the_log_of_a_standby_that_waits_for_it() {
+    let source = Source::new(15);
+    source.write(10);
+    let keys = source.server().keys("b", "p/wal_005/");
+    let gap = keys.iter().filter(|key| key.ends_with(".lzo") && !key.contains(".backup")).nth_back(3).unwrap();
+    let lost = source.server().object("b", gap).unwrap().body;
+    source.server().delete("b", gap);
+    let standby = source.standby();
+    standby.start();
+    let name = gap.strip_prefix("p/wal_005/").unwrap().strip_suffix(".lzo").unwrap();
+    let line = format!("segment {name} is missing from the archive, although ");
+    standby.wait_until("the gap is named", LIMIT, || standby.log().contains(&line));
+    assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
+    source.server().put_object("b", gap, lost.to_vec());
+    source.wait_for_rows(&standby);
+}
+
+#[test]
+fn segments_of_1_gib_are_replayed() {
+    let source = Source::with_segments_of(1024, 15);
+    source.write(1);
+    source.write(1);
+    let standby = source.standby();
+    standby.start();
+    source.wait_for_rows(&standby);
+    standby.stop(Mode::Fast);
+}

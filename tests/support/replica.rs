@@ -187,7 +187,9 @@ pub fn restored(archive: &Archive, major: u32, options: &[&str], restore_command
 
 /// A server does not start with less than two segments.
 fn min_wal_size(segment_mebibytes: u32) -> String {
-    format!("min_wal_size = {}MB", 5 * segment_mebibytes)
+    // twice is the least that the server takes
+    let segments = if segment_mebibytes > 64 { 2 } else { 5 };
+    format!("min_wal_size = {}MB", segments * segment_mebibytes)
 }
 
 /// Where segments wait for `cluster`.
