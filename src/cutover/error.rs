@@ -28,13 +28,14 @@ pub struct CutoverError {
     message: String,
     detail: Option<String>,
     hint: Option<String>,
+    sqlstate: Option<String>,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl CutoverError {
     fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), detail: None, hint: None, source: None }
+        Self { kind, message: message.into(), detail: None, hint: None, sqlstate: None, source: None }
     }
 
     /// What must not or cannot be done in this state. The message is in lower case and has no full stop.
@@ -95,6 +96,11 @@ impl CutoverError {
         self.kind
     }
 
+    /// The code of the server's own error, if it was one: five characters ("PostgreSQL Error Codes").
+    pub fn sqlstate(&self) -> Option<&str> {
+        self.sqlstate.as_deref()
+    }
+
     /// What is known of the circumstances, if anything: whole sentences.
     pub fn detail(&self) -> Option<&str> {
         self.detail.as_deref()
@@ -117,9 +123,9 @@ impl From<PgError> for CutoverError {
             _ => Kind::User,
         };
         let (detail, hint) = (failed.detail().map(str::to_owned), failed.hint().map(str::to_owned));
-        let message = failed.to_string();
+        let (message, sqlstate) = (failed.to_string(), failed.sqlstate().map(str::to_owned));
         let source = failed.into_source();
-        Self { kind, message, detail, hint, source }
+        Self { kind, message, detail, hint, sqlstate, source }
     }
 }
 

@@ -4,6 +4,7 @@ use time::OffsetDateTime;
 
 use super::error::Result;
 use super::node::Node;
+use super::schema_copy;
 use super::tables::OWN_SCHEMA;
 use crate::pg::quote::{identifier, literal};
 
@@ -58,11 +59,16 @@ pub async fn has_arrived(node: &mut Node, id: &str) -> Result<bool> {
     node.value(&format!("select exists (select from {} where id = {})", table(), literal(id))).await
 }
 
-/// Removes the table, and the schema with it.
+/// Removes the table, and the schema with all that this program keeps in it.
 ///
 /// # Errors
 ///
 /// When the server refuses or is gone.
 pub async fn remove(node: &mut Node) -> Result<()> {
-    node.change(&format!("drop table if exists {}; drop schema if exists {OWN_SCHEMA}", table())).await
+    node.change(&format!(
+        "drop table if exists {}, {}; drop schema if exists {OWN_SCHEMA}",
+        table(),
+        schema_copy::record_table()
+    ))
+    .await
 }
