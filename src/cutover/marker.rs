@@ -59,6 +59,19 @@ pub async fn has_arrived(node: &mut Node, id: &str) -> Result<bool> {
     node.value(&format!("select exists (select from {} where id = {})", table(), literal(id))).await
 }
 
+/// Removes the rows that an earlier attempt left, if there are any.
+///
+/// # Errors
+///
+/// When the server refuses or is gone.
+pub async fn clear(node: &mut Node) -> Result<()> {
+    let there: bool = node.value(&format!("select to_regclass({}) is not null", literal(&table()))).await?;
+    if there && node.value(&format!("select exists (select from {})", table())).await? {
+        node.change(&format!("truncate {}", table())).await?;
+    }
+    Ok(())
+}
+
 /// Removes the table, and the schema with all that this program keeps in it.
 ///
 /// # Errors

@@ -6,6 +6,7 @@
 //! * the steps: [`check`], [`promote`], [`replicate`], [`status`], [`finish`], [`abort`], [`report`]
 
 pub mod context;
+pub mod copy_wait;
 mod error;
 pub mod fence;
 pub mod hook;
@@ -13,18 +14,23 @@ pub mod journal;
 pub mod link;
 pub mod marker;
 pub mod node;
+pub mod observer;
 pub mod plan;
+pub mod preconditions;
 pub mod promote;
 pub mod publication;
 pub mod quantity;
 pub mod rehearsal;
 pub mod replica_identity;
+pub mod replicate;
 pub mod replication_role;
 pub mod report;
 pub mod schema_copy;
 pub mod schema_dump;
 pub mod slot;
+pub mod status;
 pub mod subscription;
 pub mod tables;
+pub mod workers;
 
 pub use error::{CutoverError, Kind, Result};
