@@ -10,7 +10,7 @@ use super::link::{Direction, Link};
 use super::marker;
 use super::node::Place;
 use super::promote;
-use super::replication_role;
+use super::{replica_identity, replication_role};
 use crate::pg::session::Access;
 
 /// What an abort did.
@@ -137,6 +137,10 @@ async fn abort_replication(cutover: &mut Cutover, report: &mut AbortReport) -> R
     drop_link(cutover, &link).await?;
     report.undone.push("The subscription, its slot and the publication are gone.".into());
     let mut publisher = cutover.connect(link.publisher, Access::ReadWrite).await?;
+    if cutover.journal.has(Mark::ReplicaIdentity) {
+        replica_identity::put_back(cutover, &mut publisher).await?;
+        report.undone.push("The tables' replica identity is as it was.".into());
+    }
     if cutover.journal.has(Mark::ReplicationRole) {
         replication_role::drop(&mut publisher, &cutover.plan.replication.role).await?;
         report.undone.push(format!("The role {} is gone.", cutover.plan.replication.role));

@@ -46,6 +46,8 @@ pub(super) enum Step {
     Finish(FinishArgs),
     /// Go back to a safe state from any step, and say what was undone and what is left
     Abort,
+    Replicate(ReplicateArgs),
+    Status(StatusArgs),
     /// Print what happened when
     Report,
 }
@@ -76,4 +78,24 @@ pub(super) struct PromoteArgs {
     /// Promote without proof: you have stopped all writes to the source and seen its last segment archived
     #[arg(long)]
     pub(super) without_fence: bool,
+}
+
+/// Set up logical replication from the promoted replica to the target, and copy all rows
+///
+/// Makes the role, the publication, the slot and the subscription, copies the schema where the plan says so, and waits until
+/// every table is copied and followed. The application goes on writing meanwhile. It can be interrupted at any time: the copy
+/// goes on, and running it again goes on with what is left.
+#[derive(Debug, Args)]
+pub(super) struct ReplicateArgs {
+    /// Return once the copy has begun; run replicate again later to complete it
+    #[arg(long)]
+    pub(super) no_wait: bool,
+}
+
+/// Print how far everything is: tables, lag, WAL that is kept, and what goes wrong
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Print it anew every two seconds until interrupted; with --json one object a line
+    #[arg(long)]
+    pub(super) watch: bool,
 }

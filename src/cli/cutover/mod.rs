@@ -2,6 +2,9 @@
 
 mod args;
 mod outcome;
+mod replicate_text;
+mod status_picture;
+mod status_watch;
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 pub(super) use args::CutoverArgs;
-use args::{CommonArgs, PromoteArgs, Step};
+use args::{CommonArgs, PromoteArgs, ReplicateArgs, StatusArgs, Step};
 use outcome::Outcome;
 
 use super::args::GlobalArgs;
@@ -23,6 +26,7 @@ use crate::cutover::context::{Cutover, Mode};
 use crate::cutover::finish::{FinishOptions, finish};
 use crate::cutover::plan::{Plan, SAMPLE};
 use crate::cutover::promote::{ArchiveEnd, PromoteOptions, promote};
+use crate::cutover::replicate::{ReplicateOptions, replicate};
 use crate::cutover::report::report;
 use crate::storage::retry::RetryPolicy;
 
@@ -77,6 +81,8 @@ impl Invocation<'_> {
                 let report = abort(&mut cutover).await?;
                 Ok(Outcome::new(outcome::abort_text(&report), &report).rehearsed(&cutover.rehearsal))
             }
+            Step::Replicate(args) => self.replicate(&args, interrupted).await,
+            Step::Status(args) => self.status(&args, interrupted).await,
             Step::Report => {
                 let cutover = self.open("report", Mode::Look, interrupted)?;
                 let report = report(&cutover.journal);
@@ -94,6 +100,17 @@ impl Invocation<'_> {
         };
         let report = promote(&mut cutover, &options).await?;
         Ok(Outcome::new(outcome::promote_text(&report), &report).rehearsed(&cutover.rehearsal))
+    }
+
+    async fn replicate(&self, args: &ReplicateArgs, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
+        let mut cutover = self.open("replicate", self.changing(), interrupted)?;
+        let report = replicate(&mut cutover, &ReplicateOptions { wait: !args.no_wait }).await?;
+        Ok(Outcome::new(replicate_text::replicate_text(&report), &report).rehearsed(&cutover.rehearsal))
+    }
+
+    async fn status(&self, args: &StatusArgs, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
+        let cutover = self.open("status", Mode::Look, interrupted)?;
+        status_watch::run(&cutover, args.watch, self.common.json).await
     }
 
     fn open(&self, step: &'static str, mode: Mode, interrupted: watch::Receiver<bool>) -> Result<Cutover> {

@@ -29,6 +29,11 @@ impl Outcome {
         Self { text, json, rehearsal: Vec::new(), status: ExitStatus::DONE }
     }
 
+    /// Of a step that has said everything by itself.
+    pub(super) fn printed_already() -> Self {
+        Self { text: String::new(), json: Value::Null, rehearsal: Vec::new(), status: ExitStatus::DONE }
+    }
+
     /// With what a dry run would do.
     pub(super) fn rehearsed(mut self, rehearsal: &Rehearsal) -> Self {
         self.rehearsal = rehearsal.lines();
@@ -36,6 +41,9 @@ impl Outcome {
     }
 
     pub(super) fn printed(&self, as_json: bool, is_dry: bool) -> String {
+        if self.json.is_null() && self.text.is_empty() {
+            return String::new();
+        }
         match (as_json, is_dry) {
             (true, true) => format!("{:#}\n", json!({"dry_run": self.rehearsal})),
             (true, false) => format!("{:#}\n", self.json),

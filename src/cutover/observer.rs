@@ -1,0 +1,405 @@
+//! Looks at the servers of a cutover, again and again if asked to, and changes nothing.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Deserialize;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use super::context::Cutover;
+use super::copy_wait::idle;
+use super::error::Result;
+use super::link::{Direction, Link};
+use super::node::{Node, Place};
+use super::slot;
+use super::status::{Circumstances, IdleSlot, Lag, Phase, Replay, Retained, Status, TableProgress, Total, warnings};
+use super::subscription::{self, CopyState, Subscription, TableState};
+use super::tables::{OWN_SCHEMA, tables};
+use super::workers::{self, Workers};
+use crate::pg::conninfo::Conninfo;
+use crate::pg::session::Access;
+use crate::pg::version::Major;
+
+/// How long the publisher's sizes hold good.
+const SIZES_AGE: Duration = Duration::from_secs(60);
+
+/// Over how long rates are told.
+const RATE_SPAN: Duration = Duration::from_secs(30);
+
+/// Sees a cutover.
+#[derive(Debug)]
+pub struct Observer<'a> {
+    cutover: &'a Cutover,
+    replica: Option<Node>,
+    target: Option<Node>,
+    sizes: Option<(Instant, HashMap<String, Size>)>,
+    samples: VecDeque<(Instant, HashMap<String, u64>)>,
+}
+
+/// A table on the publisher.
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    bytes: u64,
+    rows: Option<u64>,
+}
+
+/// What the publisher shows.
+#[derive(Debug, Default)]
+struct Published {
+    replay: Option<Replay>,
+    lag: Option<Lag>,
+    retained: Option<Retained>,
+    idle_slots: Vec<IdleSlot>,
+}
+
+/// What the subscriber shows.
+#[derive(Debug, Default)]
+struct Subscribed {
+    subscription: Option<Subscription>,
+    states: Vec<TableState>,
+    workers: Option<Workers>,
+    copies: HashMap<String, Copy>,
+}
+
+/// A table that is not ready, on the subscriber.
+#[derive(Debug, Clone, Deserialize)]
+struct Copy {
+    label: String,
+    bytes: u64,
+    rows: Option<u64>,
+}
+
+impl<'a> Observer<'a> {
+    /// Nobody is asked yet.
+    pub fn new(cutover: &'a Cutover) -> Self {
+        Self { cutover, replica: None, target: None, sizes: None, samples: VecDeque::new() }
+    }
+
+    /// Looks once. A server that does not answer is told of in the status, and tried again at the next look.
+    pub async fn look(&mut self) -> Status {
+        let mut away = Vec::new();
+        let link = self.link(&mut away).await;
+        let published = match self.published(&link).await {
+            Ok(published) => published,
+            Err(failed) => {
+                *self.node(link.publisher) = None;
+                note(&mut away, link.publisher, &failed);
+                None
+            }
+        };
+        let subscribed = match self.subscribed(&link).await {
+            Ok(subscribed) => subscribed,
+            Err(failed) => {
+                *self.node(link.subscriber) = None;
+                note(&mut away, link.subscriber, &failed);
+                None
+            }
+        };
+        self.picture(&link, published, subscribed, away)
+    }
+
+    /// The way back, once it is the one that is there.
+    async fn link(&mut self, away: &mut Vec<String>) -> Link {
+        let forward = Link::new(&self.cutover.plan, Direction::Forward);
+        let back = Link::new(&self.cutover.plan, Direction::Back);
+        if self.cutover.plan.reverse.is_none() {
+            return forward;
+        }
+        let place = back.subscriber;
+        match self.has_subscription(&back).await {
+            Ok(true) => back,
+            Ok(false) => forward,
+            Err(failed) => {
+                *self.node(place) = None;
+                note(away, place, &failed);
+                forward
+            }
+        }
+    }
+
+    async fn has_subscription(&mut self, link: &Link) -> Result<bool> {
+        let Some(node) = self.connected(link.subscriber).await? else { return Ok(false) };
+        Ok(subscription::find(node, link).await?.is_some())
+    }
+
+    fn node(&mut self, place: Place) -> &mut Option<Node> {
+        if place == Place::Target { &mut self.target } else { &mut self.replica }
+    }
+
+    fn conninfo(&self, place: Place) -> Option<&Conninfo> {
+        let plan = &self.cutover.plan;
+        if place == Place::Target { plan.target.as_ref() } else { plan.replica.as_ref() }
+    }
+
+    /// None when the plan does not have that server.
+    async fn connected(&mut self, place: Place) -> Result<Option<&mut Node>> {
+        if self.conninfo(place).is_none() {
+            return Ok(None);
+        }
+        if self.node(place).is_none() {
+            *self.node(place) = Some(self.cutover.connect(place, Access::ReadOnly).await?);
+        }
+        Ok(self.node(place).as_mut())
+    }
+
+    async fn published(&mut self, link: &Link) -> Result<Option<Published>> {
+        let is_local =
+            self.conninfo(link.publisher).and_then(|it| it.get("host")).is_some_and(|it| it.starts_with('/'));
+        let limit_bytes = self.cutover.plan.replication.retained_wal_limit;
+        let selection = self.cutover.plan.replication.tables.clone();
+        let are_fresh = self.sizes.as_ref().is_some_and(|(at, _)| at.elapsed() < SIZES_AGE);
+        let Some(node) = self.connected(link.publisher).await? else { return Ok(None) };
+        if node.is_in_recovery().await? {
+            let replay = node
+                .row(
+                    "select pg_last_wal_replay_lsn()::text as lsn, pg_is_wal_replay_paused() as is_paused, \
+                            extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp())::float8 as seconds_behind, \
+                            (select timeline_id from pg_control_checkpoint()) as timeline",
+                )
+                .await?;
+            return Ok(Some(Published { replay: Some(replay), ..Published::default() }));
+        }
+        let mut published = Published { idle_slots: idle_slots(node).await?, ..Published::default() };
+        if let Some((retained, lag)) = retained(node, link, limit_bytes, is_local).await? {
+            (published.retained, published.lag) = (Some(retained), lag);
+        }
+        if !are_fresh {
+            let size = |table: &super::tables::Table| {
+                let rows = (table.estimated_rows > 0.0).then_some(table.estimated_rows as u64);
+                (table.label(), Size { bytes: table.bytes, rows })
+            };
+            let sizes = tables(node, selection.as_deref()).await?.iter().map(size).collect();
+            self.sizes = Some((Instant::now(), sizes));
+        }
+        Ok(Some(published))
+    }
+
+    async fn subscribed(&mut self, link: &Link) -> Result<Option<Subscribed>> {
+        let Some(node) = self.connected(link.subscriber).await? else { return Ok(None) };
+        let found = subscription::find(node, link).await?;
+        if found.is_none() {
+            return Ok(Some(Subscribed::default()));
+        }
+        let mut states = subscription::table_states(node, link).await?;
+        states.retain(|table| table.schema != OWN_SCHEMA);
+        let copies = match states.iter().all(|table| table.state == CopyState::Ready) {
+            true => Vec::new(),
+            false => copies(node, link).await?,
+        };
+        Ok(Some(Subscribed {
+            subscription: found,
+            states,
+            workers: Some(workers::look(node, link).await?),
+            copies: copies.into_iter().map(|copy| (copy.label.clone(), copy)).collect(),
+        }))
+    }
+
+    fn picture(
+        &mut self,
+        link: &Link,
+        published: Option<Published>,
+        subscribed: Option<Subscribed>,
+        away: Vec<String>,
+    ) -> Status {
+        let circumstances = Circumstances {
+            subscription: subscribed.as_ref().and_then(|it| it.subscription.as_ref()).map(|it| it.enabled),
+            slot: link.slot.clone(),
+            slot_was_asked_for: published.as_ref().is_some_and(|it| it.replay.is_none()),
+            without_worker: subscribed
+                .as_ref()
+                .and_then(|it| it.workers.as_ref().map(|workers| idle(&it.states, workers)))
+                .unwrap_or_default(),
+        };
+        let phase = phase(published.as_ref(), subscribed.as_ref());
+        let published = published.unwrap_or_default();
+        let subscribed = subscribed.unwrap_or_default();
+        let mut tables = self.progress(&subscribed);
+        let mut total = Total::of(&tables);
+        self.rate(&mut tables, &mut total);
+        tables.sort_by_cached_key(|table| (table.rank(), table.name.clone()));
+        let mut status = Status {
+            at: OffsetDateTime::now_utc(),
+            phase,
+            direction: link.direction,
+            replay: published.replay,
+            total,
+            tables,
+            lag: published.lag,
+            retained: published.retained,
+            idle_slots: published.idle_slots,
+            workers: subscribed.workers,
+            warnings: Vec::new(),
+            away,
+        };
+        status.warnings = warnings(&status, &circumstances);
+        status
+    }
+
+    fn progress(&self, subscribed: &Subscribed) -> Vec<TableProgress> {
+        let no_sizes = HashMap::new();
+        let sizes = self.sizes.as_ref().map_or(&no_sizes, |(_, sizes)| sizes);
+        let table = |state: &TableState| {
+            let name = state.label();
+            let size = sizes.get(&name).copied().unwrap_or_default();
+            let copy = subscribed.copies.get(&name);
+            let mut table = TableProgress {
+                name,
+                state: state.state,
+                rows: None,
+                rows_total: size.rows,
+                bytes: 0,
+                bytes_total: size.bytes,
+                bytes_per_second: None,
+                seconds_left: None,
+            };
+            if table.is_copied() {
+                table.bytes = size.bytes;
+            } else if let Some(copy) = copy.filter(|_| state.state == CopyState::Copying) {
+                table.rows = copy.rows;
+                table.bytes = copied_bytes(size, copy);
+            }
+            table
+        };
+        subscribed.states.iter().map(table).collect()
+    }
+
+    /// Compares with the looks before this one.
+    fn rate(&mut self, tables: &mut [TableProgress], total: &mut Total) {
+        let now = Instant::now();
+        while self.samples.len() > 1 && self.samples.front().is_some_and(|(at, _)| at.elapsed() > RATE_SPAN) {
+            self.samples.pop_front();
+        }
+        if let Some((at, before)) = self.samples.front() {
+            let seconds = (now - *at).as_secs_f64().max(0.001);
+            let rate = |now: u64, before: u64| (now.saturating_sub(before) as f64 / seconds) as u64;
+            let left = |bytes: u64, rate: u64| bytes.checked_div(rate);
+            for table in tables.iter_mut().filter(|table| table.state == CopyState::Copying) {
+                let Some(before) = before.get(&table.name) else { continue };
+                let rate = rate(table.bytes, *before);
+                table.bytes_per_second = Some(rate);
+                table.seconds_left = left(table.bytes_total.saturating_sub(table.bytes), rate);
+            }
+            if total.ready < total.tables {
+                let rate = rate(total.bytes, before.values().sum());
+                total.bytes_per_second = Some(rate);
+                total.seconds_left = left(total.bytes_total.saturating_sub(total.bytes), rate);
+            }
+        }
+        if !tables.is_empty() {
+            let sample = tables.iter().map(|table| (table.name.clone(), table.bytes)).collect();
+            self.samples.push_back((now, sample));
+        }
+    }
+}
+
+fn note(away: &mut Vec<String>, place: Place, failed: &super::error::CutoverError) {
+    let mut text = crate::formats::error_line::joined(failed);
+    if !text.starts_with(&place.to_string()) {
+        text = format!("{place}: {text}");
+    }
+    if let Some(detail) = failed.detail() {
+        text = format!("{text}. {detail}");
+    }
+    if !away.contains(&text) {
+        away.push(text);
+    }
+}
+
+fn phase(published: Option<&Published>, subscribed: Option<&Subscribed>) -> Phase {
+    let states = subscribed.filter(|it| it.subscription.is_some()).map(|it| &it.states);
+    match (published, states) {
+        (_, Some(states)) if states.iter().all(|table| table.state == CopyState::Ready) => Phase::Following,
+        (_, Some(_)) => Phase::Copying,
+        (Some(published), None) if published.replay.is_some() => Phase::Replaying,
+        (Some(_), None) => Phase::Promoted,
+        (None, None) => Phase::Unknown,
+    }
+}
+
+/// In terms of the publisher's bytes, by rows where both sides know them.
+fn copied_bytes(size: Size, copy: &Copy) -> u64 {
+    match (copy.rows, size.rows) {
+        (Some(rows), Some(total)) => (size.bytes as f64 * (rows as f64 / total as f64).min(1.0)) as u64,
+        _ => copy.bytes.min(size.bytes),
+    }
+}
+
+/// Tables that are being copied: their bytes on disk, and their rows where the server counts them.
+async fn copies(node: &mut Node, link: &Link) -> Result<Vec<Copy>> {
+    let rows = match node.major() >= Major::new(14) {
+        true => "(select max(p.tuples_processed) from pg_stat_progress_copy p where p.relid = c.oid)",
+        false => "null::bigint",
+    };
+    node.rows(&format!(
+        "select n.nspname || '.' || c.relname as label, pg_table_size(c.oid) as bytes, {rows} as rows \
+         from pg_subscription_rel r join pg_class c on c.oid = r.srrelid join pg_namespace n on n.oid = c.relnamespace \
+         where r.srsubid = {} and r.srsubstate = 'd'",
+        subscription::oid(node.major(), link)
+    ))
+    .await
+}
+
+async fn idle_slots(node: &mut Node) -> Result<Vec<IdleSlot>> {
+    node.rows(
+        "select slot_name as name, slot_name ~ '^pg_[0-9]+_sync_[0-9]+' as is_of_copy, \
+                coalesce(greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0), 0)::bigint as bytes \
+         from pg_replication_slots where not active order by 3 desc",
+    )
+    .await
+}
+
+#[derive(Debug, Deserialize)]
+struct SlotRow {
+    bytes: u64,
+    is_active: bool,
+    safe_bytes: Option<i64>,
+    lost: Option<String>,
+    directory: Option<String>,
+}
+
+/// What the link's slot keeps, and how far its walsender is; none without a slot.
+async fn retained(
+    node: &mut Node,
+    link: &Link,
+    limit_bytes: u64,
+    is_local: bool,
+) -> Result<Option<(Retained, Option<Lag>)>> {
+    let slot = crate::pg::quote::literal(&link.slot);
+    let safe = if node.major() >= Major::new(13) { "safe_wal_size" } else { "null::bigint" };
+    let lost = slot::lost(node.major());
+    let rows: Vec<SlotRow> = node
+        .rows(&format!(
+            "select coalesce(greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0), 0)::bigint as bytes, \
+                    active as is_active, {safe} as safe_bytes, {lost} as lost, \
+                    case when {is_local} and pg_has_role('pg_read_all_settings', 'member') \
+                        then current_setting('data_directory') end as directory \
+             from pg_replication_slots where slot_name = {slot}"
+        ))
+        .await?;
+    let Some(row) = rows.into_iter().next() else { return Ok(None) };
+    let lag: Vec<Lag> = node
+        .rows(&format!(
+            "select r.state, pg_wal_lsn_diff(now.lsn, r.sent_lsn)::bigint as sent_bytes, \
+                    pg_wal_lsn_diff(now.lsn, r.write_lsn)::bigint as write_bytes, \
+                    pg_wal_lsn_diff(now.lsn, r.flush_lsn)::bigint as flush_bytes, \
+                    pg_wal_lsn_diff(now.lsn, r.replay_lsn)::bigint as replay_bytes, \
+                    extract(epoch from r.write_lag)::float8 as write_seconds, \
+                    extract(epoch from r.flush_lag)::float8 as flush_seconds, \
+                    extract(epoch from r.replay_lag)::float8 as replay_seconds \
+             from pg_replication_slots s join pg_stat_replication r on r.pid = s.active_pid, \
+                  (select pg_current_wal_lsn() as lsn) now \
+             where s.slot_name = {slot} and r.replay_lsn is not null"
+        ))
+        .await?;
+    let disk_bytes = row.directory.as_deref().and_then(free_bytes);
+    let SlotRow { bytes, is_active, safe_bytes, lost, .. } = row;
+    Ok(Some((Retained { bytes, limit_bytes, safe_bytes, disk_bytes, is_active, lost }, lag.into_iter().next())))
+}
+
+/// None where this user cannot see that directory: then the socket leads to another host or container.
+fn free_bytes(data_directory: &str) -> Option<u64> {
+    let found = rustix::fs::statvfs(Path::new(data_directory).join("pg_wal")).ok()?;
+    Some(found.f_bavail * found.f_frsize)
+}
