@@ -83,8 +83,16 @@ fn standby_of(replica: &PgCluster) -> PgCluster {
     let mut standby = PgCluster::without_data(replica.major());
     let data = standby.data_dir().display().to_string();
     let basebackup = Tool::new(replica.bin().program("pg_basebackup"), replica.environment()).timeout(LIMIT);
-    basebackup.run(["-D", &data, "-R", "-X", "stream", "-c", "fast"]).assert_success();
+    basebackup.run(["-D", &data, "-X", "stream", "-c", "fast"]).assert_success();
     standby.configure_connections();
+    if replica.major() < 12 {
+        // the replica's, which leads to the archive
+        fs::remove_file(standby.data_dir().join("recovery.conf")).unwrap();
+    }
+    standby.set_standby();
+    // what pg_basebackup -R would write is for its own major, and not for 11
+    let primary = format!("primary_conninfo = 'host={} port=5432 user=postgres'", replica.socket_dir().display());
+    standby.configure_recovery(&primary);
     standby.configure_recovery("recovery_target_timeline = 'latest'");
     standby.configure_recovery("restore_command = ''");
     standby.start();
