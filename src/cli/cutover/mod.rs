@@ -1,6 +1,7 @@
 //! `wal-eve cutover`: the plan and the environment in, the steps' results out.
 
 mod args;
+mod check_text;
 mod outcome;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use super::store::ArchiveConfig;
 use crate::commands::archive::Archive;
 use crate::cutover::Result;
 use crate::cutover::abort::abort;
+use crate::cutover::check::check;
 use crate::cutover::context::{Cutover, Mode};
 use crate::cutover::finish::{FinishOptions, finish};
 use crate::cutover::plan::{Plan, SAMPLE};
@@ -65,6 +67,7 @@ impl Invocation<'_> {
     async fn run(&self, step: Step, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
         match step {
             Step::Init => unreachable!("it needs no plan, and was printed above"),
+            Step::Check => self.check(interrupted).await,
             Step::Promote(args) => self.promote(&args, interrupted).await,
             Step::Finish(args) => {
                 let mut cutover = self.open("finish", self.changing(), interrupted)?;
@@ -83,6 +86,15 @@ impl Invocation<'_> {
                 Ok(Outcome::new(outcome::report_text(&report), &report))
             }
         }
+    }
+
+    async fn check(&self, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
+        let cutover = self.open("check", Mode::Look, interrupted)?;
+        let archive =
+            self.archive.as_ref().map(|archive| ArchiveEnd { store: &*archive.store, layout: &archive.layout });
+        let report = check(&cutover, archive).await?;
+        let status = if report.is_ready() { ExitStatus::DONE } else { ExitStatus::USER };
+        Ok(Outcome::new(check_text::text(&report), &report).with_status(status))
     }
 
     async fn promote(&self, args: &PromoteArgs, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
