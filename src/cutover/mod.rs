@@ -8,6 +8,7 @@
 //! * the steps: [`check`], [`promote`], [`replicate`], [`status`], [`finish`], [`abort`], [`report`]
 
 pub mod abort;
+pub mod check;
 pub mod comparison;
 pub mod context;
 pub mod copy_wait;

@@ -87,7 +87,7 @@ pub async fn tables(node: &mut Node, selection: Option<&[String]>) -> Result<Vec
             "select n.nspname as schema, c.relname as name, pg_table_size(c.oid) as bytes, c.reltuples as estimated_rows, \
                     c.relpersistence = 'p' as is_logged, c.relreplident = 'f' as identity_is_full, \
                     c.relreplident = 'f' \
-                        or c.relreplident = 'd' and exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary) \
+                        or c.relreplident = 'd' and exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary and i.indimmediate) \
                         or c.relreplident = 'i' and exists (select from pg_index i where i.indrelid = c.oid and i.indisreplident) \
                         as has_identity, \
                     coalesce((select json_agg(a.attname order by k.place) \

@@ -42,12 +42,19 @@ pub(super) struct CommonArgs {
 pub(super) enum Step {
     /// Print an annotated plan to begin with
     Init,
+    /// Look at everything that can be known before a move, on whatever can be reached, and change nothing
+    ///
+    /// Can be run as often as wanted, from the first day on. Each finding says what is so, why it matters, and the statement or
+    /// setting that mends it. WALE_S3_PREFIX or WALE_FILE_PREFIX, set as for wal-fetch, lets it look for the archive's end. The
+    /// exit status is 1 while anything would fail or be lost, else 0.
+    Check,
     Promote(PromoteArgs),
-    Finish(FinishArgs),
-    /// Go back to a safe state from any step, and say what was undone and what is left
-    Abort,
     Replicate(ReplicateArgs),
     Status(StatusArgs),
+    Finish(FinishArgs),
+    Run(RunArgs),
+    /// Go back to a safe state from any step, and say what was undone and what is left
+    Abort,
     /// Print what happened when
     Report,
 }
@@ -98,4 +105,18 @@ pub(super) struct StatusArgs {
     /// Print it anew every two seconds until interrupted; with --json one object a line
     #[arg(long)]
     pub(super) watch: bool,
+}
+
+/// All steps in their order, with a stop for confirmation at the two that cannot be undone
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// Confirm beforehand
+    #[arg(long)]
+    pub(super) yes: bool,
+    /// Promote without proof, as promote --without-fence
+    #[arg(long)]
+    pub(super) without_fence: bool,
+    /// Prepare the way back, as finish --reverse
+    #[arg(long)]
+    pub(super) reverse: bool,
 }

@@ -1,10 +1,13 @@
 //! `wal-eve cutover`: the plan and the environment in, the steps' results out.
 
 mod args;
+mod check_text;
+mod confirmation;
 mod outcome;
 mod replicate_text;
 mod status_picture;
 mod status_watch;
+mod whole_way;
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 pub(super) use args::CutoverArgs;
-use args::{CommonArgs, PromoteArgs, ReplicateArgs, StatusArgs, Step};
+use args::{CommonArgs, FinishArgs, PromoteArgs, ReplicateArgs, StatusArgs, Step};
 use outcome::Outcome;
 
 use super::args::GlobalArgs;
@@ -22,6 +25,7 @@ use super::store::ArchiveConfig;
 use crate::commands::archive::Archive;
 use crate::cutover::Result;
 use crate::cutover::abort::abort;
+use crate::cutover::check::check;
 use crate::cutover::context::{Cutover, Mode};
 use crate::cutover::finish::{FinishOptions, finish};
 use crate::cutover::plan::{Plan, SAMPLE};
@@ -47,7 +51,7 @@ pub(super) fn run(
         return Ok(ExitStatus::DONE);
     }
     let archive = archive(global, environment)?;
-    let invocation = Invocation { plan: read_plan(&common, environment)?, common: &common, archive };
+    let invocation = Invocation { plan: read_plan(&common, environment)?, common: &common, archive, print: &print };
     let outcome = runtime.block_on(async {
         let interrupted = interrupted();
         invocation.run(step, interrupted).await
@@ -63,19 +67,17 @@ struct Invocation<'a> {
     plan: Plan,
     common: &'a CommonArgs,
     archive: Option<Archive>,
+    print: &'a dyn Fn(&str),
 }
 
 impl Invocation<'_> {
     async fn run(&self, step: Step, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
         match step {
             Step::Init => unreachable!("it needs no plan, and was printed above"),
+            Step::Check => self.check(interrupted).await,
             Step::Promote(args) => self.promote(&args, interrupted).await,
-            Step::Finish(args) => {
-                let mut cutover = self.open("finish", self.changing(), interrupted)?;
-                let options = FinishOptions { reverse: args.reverse, back: args.back };
-                let report = finish(&mut cutover, options).await?;
-                Ok(Outcome::new(outcome::finish_text(&report), &report).rehearsed(&cutover.rehearsal))
-            }
+            Step::Finish(args) => self.finish(&args, interrupted).await,
+            Step::Run(args) => self.walk(&args, interrupted).await,
             Step::Abort => {
                 let mut cutover = self.open("abort", self.changing(), interrupted)?;
                 let report = abort(&mut cutover).await?;
@@ -89,6 +91,15 @@ impl Invocation<'_> {
                 Ok(Outcome::new(outcome::report_text(&report), &report))
             }
         }
+    }
+
+    async fn check(&self, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
+        let cutover = self.open("check", Mode::Look, interrupted)?;
+        let archive =
+            self.archive.as_ref().map(|archive| ArchiveEnd { store: &*archive.store, layout: &archive.layout });
+        let report = check(&cutover, archive).await?;
+        let status = if report.is_ready() { ExitStatus::DONE } else { ExitStatus::USER };
+        Ok(Outcome::new(check_text::text(&report), &report).with_status(status))
     }
 
     async fn promote(&self, args: &PromoteArgs, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
@@ -106,6 +117,13 @@ impl Invocation<'_> {
         let mut cutover = self.open("replicate", self.changing(), interrupted)?;
         let report = replicate(&mut cutover, &ReplicateOptions { wait: !args.no_wait }).await?;
         Ok(Outcome::new(replicate_text::replicate_text(&report), &report).rehearsed(&cutover.rehearsal))
+    }
+
+    async fn finish(&self, args: &FinishArgs, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
+        let mut cutover = self.open("finish", self.changing(), interrupted)?;
+        let options = FinishOptions { reverse: args.reverse, back: args.back };
+        let report = finish(&mut cutover, options).await?;
+        Ok(Outcome::new(outcome::finish_text(&report), &report).rehearsed(&cutover.rehearsal))
     }
 
     async fn status(&self, args: &StatusArgs, interrupted: watch::Receiver<bool>) -> Result<Outcome> {

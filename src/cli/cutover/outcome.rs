@@ -19,24 +19,35 @@ use crate::cutover::report::Report;
 pub(super) struct Outcome {
     text: String,
     json: Value,
-    rehearsal: Vec<String>,
+    /// None for a step that only looks: in a dry run it does what it always does.
+    rehearsal: Option<Vec<String>>,
     pub(super) status: ExitStatus,
 }
 
 impl Outcome {
+    pub(super) fn json(&self) -> &Value {
+        &self.json
+    }
+
     pub(super) fn new(text: String, json: impl Serialize) -> Self {
         let json = serde_json::to_value(json).expect("results have text for keys");
-        Self { text, json, rehearsal: Vec::new(), status: ExitStatus::DONE }
+        Self { text, json, rehearsal: None, status: ExitStatus::DONE }
     }
 
     /// Of a step that has said everything by itself.
     pub(super) fn printed_already() -> Self {
-        Self { text: String::new(), json: Value::Null, rehearsal: Vec::new(), status: ExitStatus::DONE }
+        Self { text: String::new(), json: Value::Null, rehearsal: None, status: ExitStatus::DONE }
     }
 
     /// With what a dry run would do.
     pub(super) fn rehearsed(mut self, rehearsal: &Rehearsal) -> Self {
-        self.rehearsal = rehearsal.lines();
+        self.rehearsal = Some(rehearsal.lines());
+        self
+    }
+
+    /// With another exit status than that of success.
+    pub(super) fn with_status(mut self, status: ExitStatus) -> Self {
+        self.status = status;
         self
     }
 
@@ -44,11 +55,11 @@ impl Outcome {
         if self.json.is_null() && self.text.is_empty() {
             return String::new();
         }
-        match (as_json, is_dry) {
-            (true, true) => format!("{:#}\n", json!({"dry_run": self.rehearsal})),
-            (true, false) => format!("{:#}\n", self.json),
-            (false, true) => self.rehearsal.iter().fold(String::new(), |text, line| text + line + "\n"),
-            (false, false) => self.text.clone(),
+        match (as_json, self.rehearsal.as_ref().filter(|_| is_dry)) {
+            (true, Some(lines)) => format!("{:#}\n", json!({"dry_run": lines})),
+            (true, None) => format!("{:#}\n", self.json),
+            (false, Some(lines)) => lines.iter().fold(String::new(), |text, line| text + line + "\n"),
+            (false, None) => self.text.clone(),
         }
     }
 }
