@@ -2,8 +2,8 @@
 //!
 //! * [`plan`]: what is to be done; [`journal`]: what was done
 //! * [`context`]: what every step stands on; [`node`]: a session with one of the three servers; [`hook`]: the user's commands
-//! * [`fence`]: no more writes to a server, and its last write; [`tables`] and [`sequences`]: what is to be carried over; [`comparison`]:
-//!   whether it was
+//! * [`fence`]: no more writes to a server, and its last write; [`tables`] and [`sequences`]: what is to be carried over;
+//!   [`comparison`]: whether it was
 //! * the steps: [`check`], [`promote`], [`replicate`], [`status`], [`finish`], [`abort`], [`report`]
 
 pub mod comparison;
