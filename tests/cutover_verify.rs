@@ -20,7 +20,7 @@ use wal_eve::cutover::node::{Node, Place};
 use wal_eve::cutover::plan::Plan;
 use wal_eve::cutover::rehearsal::Rehearsal;
 use wal_eve::cutover::sequences::{Position, SequenceKind, carry_over, positions, sequences};
-use wal_eve::cutover::tables::{Table, tables};
+use wal_eve::cutover::tables::tables;
 use wal_eve::pg::conninfo::Conninfo;
 use wal_eve::pg::session::Access;
 
@@ -319,9 +319,9 @@ async fn what_is_in_the_way_is_named_before_anything_is_set() {
             "public.lost is missing",
             "public.t_id_seq is missing",
             "public.u_id_seq is missing",
-            "public.big is a integer from 1 to 2147483647 and cannot hold 3000000000",
-            "public.n_id_seq is a bigint from 1 to 1000 and cannot hold 3000000000",
-            "public.counter is a bigint from 1 to 9223372036854775807 and cannot hold -1",
+            "public.big (integer, 1 to 2147483647) cannot hold 3000000000",
+            "public.n_id_seq (bigint, 1 to 1000) cannot hold 3000000000",
+            "public.counter (bigint, 1 to 9223372036854775807) cannot hold -1",
         ] {
             assert!(detail.contains(what), "{what}\n{detail}");
         }
@@ -616,15 +616,15 @@ async fn a_sample_is_of_the_same_rows_and_counts_all() {
     assert!((400..600).contains(&sampled), "{sampled}");
 }
 
-#[tokio::test]
-async fn one_table_cannot_eat_the_budget() {
+#[test]
+fn one_table_cannot_eat_the_budget() {
     let pair = Pair::start(WAYS[0]);
     pair.psql(
         "create table a_locked (id int primary key); create table b (id int primary key); create table last (id int primary key);
-         create table large (id int primary key, t text); insert into large select i, repeat('x', 500) from generate_series(1, 200000) i",
+         create table large (id int primary key, t text); insert into large select i, repeat('x', 500) from generate_series(1, 100000) i",
     );
     std::thread::scope(|scope| {
-        scope.spawn(|| pair.subscriber.try_psql("begin; lock table a_locked; select pg_sleep(600)"));
+        scope.spawn(|| pair.subscriber.try_psql("begin; lock table a_locked; select pg_sleep(40)"));
         pair.subscriber.wait_until_sql(
             "select count(*) > 0 from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()",
             Duration::from_secs(20),
@@ -652,7 +652,7 @@ async fn one_table_cannot_eat_the_budget() {
             let budget = Some(Duration::from_millis(60));
             let report =
                 compare_tables(&pair.cutover(), &mut publisher, &mut subscriber, &found, budget, &[]).await.unwrap();
-            assert!(began.elapsed() < Duration::from_millis(1000), "{:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
             assert_ne!(report.tables[0].sample, Some(Sample::All), "{report:?}");
             // the sessions have their usual time again
             assert_eq!(publisher.setting("statement_timeout").await.unwrap().as_deref(), Some("1min"));
@@ -667,12 +667,12 @@ async fn one_table_cannot_eat_the_budget() {
     });
 }
 
-#[tokio::test]
-async fn an_interruption_cancels_what_runs_on_the_servers() {
+#[test]
+fn an_interruption_cancels_what_runs_on_the_servers() {
     let pair = Pair::start(WAYS[0]);
     pair.psql("create table t (id int primary key)");
     std::thread::scope(|scope| {
-        scope.spawn(|| pair.subscriber.try_psql("begin; lock table t; select pg_sleep(600)"));
+        scope.spawn(|| pair.subscriber.try_psql("begin; lock table t; select pg_sleep(40)"));
         pair.subscriber.wait_until_sql(
             "select count(*) > 0 from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()",
             Duration::from_secs(20),
@@ -701,13 +701,14 @@ async fn an_interruption_cancels_what_runs_on_the_servers() {
     });
 }
 
-#[tokio::test]
-async fn a_row_in_flight_is_no_difference() {
+#[test]
+fn a_row_in_flight_is_no_difference() {
     let pair = Pair::start(WAYS[1]);
     pair.psql(
         "create table late (id int primary key, v int); insert into late select i, 0 from generate_series(1, 100) i;
          create table late_without_key (v int); insert into late_without_key values (1);
-         create table busy (id int primary key, v int); insert into busy values (1, 0), (2, 0);",
+         create table busy (id int primary key, v int); insert into busy values (1, 0), (2, 0);
+         create table stop (id int primary key);",
     );
     pair.publisher.psql("update late set v = 1 where id = 50; insert into late_without_key values (2)");
     std::thread::scope(|scope| {
@@ -719,8 +720,8 @@ async fn a_row_in_flight_is_no_difference() {
         for (cluster, step) in [(&pair.publisher, 1), (&pair.subscriber, -1)] {
             scope.spawn(move || {
                 cluster.psql(&format!(
-                    "do $$ begin for i in 1..600 loop \
-                         update busy set v = v + {step} where id = 1; commit; perform pg_sleep(0.02); \
+                    "do $$ begin for i in 1..2000 loop \
+                         update busy set v = v + {step} where id = 1; commit; perform pg_sleep(0.02); exit when exists (select from stop); \
                      end loop; end $$"
                 ));
             });
@@ -734,6 +735,7 @@ async fn a_row_in_flight_is_no_difference() {
         // a difference that stays is found in a table that changes
         pair.subscriber.psql("update busy set v = 5 where id = 2");
         let report = runtime.block_on(pair.compare(None, &[]));
+        pair.psql("insert into stop values (1)");
         assert_eq!(rows(comparison(&report, "public.busy")), [("(id) = (2)".to_owned(), RowDifference::OtherValues)]);
     });
 }
