@@ -11,7 +11,7 @@ use std::time::Duration;
 use support::postgres::{is_alive, wait_until};
 use support::replica::{LIMIT, Source, prefetcher, segments_in, spool, status};
 use support::s3::Operation;
-use support::{Mode, PgCluster};
+use support::{Mode, PgCluster, Program, Tool};
 
 /// In KiB, while the process lives.
 fn peak_of_memory(pid: rustix::process::Pid) -> u64 {
@@ -157,7 +157,7 @@ fn a_gap_is_named_in_the_log_of_a_standby_that_waits_for_it() {
     standby.start();
     let name = gap.strip_prefix("p/wal_005/").unwrap().strip_suffix(".lzo").unwrap();
     let line = format!("segment {name} is missing from the archive, although ");
-    standby.wait_until("the gap is named", LIMIT, || standby.log().contains(&line));
+    standby.wait_until("the gap is named", LIMIT * 2, || standby.log().contains(&line));
     assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
     source.server().put_object("b", gap, lost.to_vec());
     source.wait_for_rows(&standby);
@@ -172,4 +172,35 @@ fn segments_of_1_gib_are_replayed() {
     standby.start();
     source.wait_for_rows(&standby);
     standby.stop(Mode::Fast);
+}
+
+#[test]
+fn pg_rewind_gets_its_segments_and_starts_no_prefetcher() {
+    let mut source = Source::new(15);
+    source.primary.configure("wal_log_hints = on");
+    source.primary.configure("wal_keep_size = 0");
+    source.primary.configure(&source.archive.restore_command(Program::WalEve));
+    source.primary.stop(Mode::Fast);
+    source.primary.start();
+    source.write(2);
+    let standby = source.standby();
+    standby.start();
+    source.wait_for_rows(&standby);
+    standby.promote();
+    standby.psql("insert into t values (-1, 'on the new primary'); checkpoint");
+    // the old primary goes its own way, until its log holds nothing from before they parted
+    source.write(8);
+    source.primary.psql("checkpoint");
+    source.write(2);
+    source.primary.psql("checkpoint");
+    source.primary.stop(Mode::Fast);
+
+    let old = source.primary.data_dir();
+    source.server().clear_requests();
+    let rewind = Tool::new(source.primary.bin().program("pg_rewind"), [("PGUSER", "postgres")]).timeout(LIMIT);
+    let server = format!("host={} port=5432 dbname=postgres", standby.socket_dir().display());
+    let target = format!("--target-pgdata={}", old.display());
+    rewind.run([&target, "-c", "--source-server", &server]).assert_success();
+    assert!(source.server().count(Operation::GetObject, "wal_005/") > 0, "it was to need the archive");
+    assert!(!spool(&source.primary).exists());
 }
