@@ -36,8 +36,11 @@ struct Pair {
 }
 
 impl Pair {
-    fn start((publisher, subscriber): (u32, u32)) -> Self {
-        let [publisher, subscriber] = [publisher, subscriber].map(started);
+    fn start(way: (u32, u32)) -> Self {
+        Self::of(started(way.0), started(way.1))
+    }
+
+    fn of(publisher: PgCluster, subscriber: PgCluster) -> Self {
         Self { publisher, subscriber, journals: support::temp_dir(), interrupt: watch::Sender::new(false) }
     }
 
@@ -738,4 +741,52 @@ fn a_row_in_flight_is_no_difference() {
         pair.psql("insert into stop values (1)");
         assert_eq!(rows(comparison(&report, "public.busy")), [("(id) = (2)".to_owned(), RowDifference::OtherValues)]);
     });
+}
+
+#[test]
+fn rows_that_replication_is_carrying_are_no_difference_and_lost_ones_are() {
+    for (publisher, subscriber) in WAYS {
+        let publisher = PgCluster::options().configure("wal_level = logical").init(publisher);
+        publisher.start();
+        let pair = Pair::of(publisher, started(subscriber));
+        pair.psql("create table t (id int primary key, v int, pad text); create table stop (id int primary key)");
+        pair.publisher.psql("insert into t select i, 0, repeat('x', 100) from generate_series(1, 2000) i");
+        let slot = pair.cutover().plan.replication.slot;
+        pair.publisher.psql(&format!(
+            "create publication p for table t; select pg_create_logical_replication_slot('{slot}', 'pgoutput')"
+        ));
+        pair.subscriber.psql(&format!(
+            "create subscription s connection '{}' publication p with (create_slot = false, slot_name = '{slot}')",
+            connection(&pair.publisher)
+        ));
+        pair.subscriber.wait_until_sql("select count(*) = 2000 from t", Duration::from_secs(60));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                pair.publisher.psql(
+                    "do $$ begin for i in 1..4000 loop \
+                         update t set v = v + 1 where id = i % 700; \
+                         if i % 50 = 0 then insert into t values (10000 + i, 0, ''); end if; commit; \
+                         perform pg_sleep(0.005); exit when exists (select from stop); \
+                     end loop; end $$",
+                );
+            });
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            for _ in 0..3 {
+                let report = runtime.block_on(pair.compare(None, &[]));
+                assert_eq!(report.differing().count(), 0, "{report:?}");
+            }
+            // lost and changed behind replication's back
+            pair.subscriber.psql("delete from t where id = 1500; update t set pad = 'y' where id = 1501");
+            let report = runtime.block_on(pair.compare(None, &[]));
+            let found = rows(comparison(&report, "public.t"));
+            pair.publisher.psql("insert into stop values (1)");
+            assert_eq!(
+                found,
+                [
+                    ("(id) = (1500)".to_owned(), RowDifference::MissingOnSubscriber),
+                    ("(id) = (1501)".to_owned(), RowDifference::OtherValues),
+                ]
+            );
+        });
+    }
 }
