@@ -1,5 +1,7 @@
 //! `wal-eve cutover replicate` and `status` on real servers: the whole way, every failure, and death at any moment.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod support;
 
 use std::fs;
@@ -47,7 +49,8 @@ const SCHEMA: &str = "
     insert into orders (customer_id, note) select n % 100 + 1, repeat('x', 500) from generate_series(1, 2000) n;
     insert into billing.\"Odd Name\" values ('a', 1.5), ('b', 'NaN');
     insert into events values ('2020-05-05', 'first'), ('2021-05-05', 'second');
-    insert into secured values (1, 'someone');";
+    insert into secured values (1, 'someone');
+    create unlogged table scratch (id int);";
 
 /// What stands for the content of the tables of `SCHEMA`.
 const CONTENT: &str =
@@ -79,7 +82,10 @@ impl Pair {
             .init(target);
         publisher.start();
         target.start();
-        target.psql("create role app_owner login; grant pg_create_subscription to app_owner");
+        target.psql(match target.major() < 16 {
+            true => "create role app_owner login superuser",
+            false => "create role app_owner login; grant pg_create_subscription to app_owner",
+        });
         let mut pair = Self { publisher, target, database: String::new() };
         pair.database("app");
         pair
@@ -225,7 +231,7 @@ fn whole_way(major: u32) {
     // what happens from now on arrives, also where rows are told apart by all columns
     pair.on_publisher(
         "update no_identity set b = 'y' where a = 1; delete from customers where id = 7 and false; \
-         update billing.\"Odd Name\" set value = 2 where key = 'a'; insert into orders (customer_id) values (5)",
+         insert into secured values (2, 'another'); update billing.\"Odd Name\" set value = 2 where key = 'a'; insert into orders (customer_id) values (5)",
     );
     pair.assert_same_content();
     pair.target
@@ -258,6 +264,44 @@ fn the_whole_way_from_11_to_18() {
 #[test]
 fn the_whole_way_from_15_to_18() {
     whole_way(15);
+}
+
+/// As for the way back.
+#[test]
+fn a_schema_that_is_there_is_filled_on_any_major() {
+    for (publisher, target) in [(18, 11), (11, 15)] {
+        let pair = Pair::new(publisher, target);
+        let table = "create table t (id int primary key, v text);";
+        pair.on_publisher(&format!("{table} insert into t select n, 'v' from generate_series(1, 1000) n"));
+        pair.on_target(&format!("{table} alter table t owner to app_owner"));
+        pair.run("replicate", &["--set", "schema.copy=false"]).assert_success();
+        assert_eq!(pair.on_target("select count(*) from t"), "1000");
+        let status = pair.status();
+        assert_eq!((&status["phase"], &status["total"]["ready"]), (&"following".into(), &1.into()), "{status:#}");
+        assert_eq!(status["warnings"].as_array().unwrap().len(), 0, "{status:#}");
+    }
+}
+
+#[test]
+fn a_wait_can_be_interrupted_and_taken_up() {
+    let mut pair = Pair::new(15, 18);
+    pair.on_publisher("create table t (id int primary key); insert into t values (1)");
+    pair.target.configure("max_sync_workers_per_subscription = 0");
+    pair.target.reload();
+    let mut running = pair.wal_eve().spawn(pair.arguments("replicate", &[]));
+    wait_until("the copy has begun", SOON, || pair.subscriptions() == "1");
+    // a server that is away for a moment is waited for
+    pair.target.stop(Mode::Immediate);
+    pair.target.start();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(running.is_running(), "{}", running.stderr_so_far());
+    running.signal(Signal::INT);
+    let output = running.wait().assert_code(2);
+    assert!(output.stderr_text().contains("interrupted"), "{}", output.stderr_text());
+    pair.target.configure("max_sync_workers_per_subscription = 2");
+    pair.target.reload();
+    pair.run("replicate", &[]).assert_success();
+    assert_eq!(pair.on_target("select count(*) from t"), "1");
 }
 
 #[test]
@@ -322,13 +366,16 @@ fn what_cannot_work_is_refused_before_anything_is_made() {
     assert_eq!((pair.subscriptions(), pair.slots()), ("0".into(), "0".into()));
 
     // the subscription's own login fails: no slot is left behind
-    pair.publisher.psql("create role wal_eve_replication login replication password 'another'");
+    pair.publisher.psql("create role wal_eve_replication password 'another'");
     pair.refused(&[], &["publisher", "password", "The slot was dropped again"]);
     assert_eq!((pair.subscriptions(), pair.slots()), ("0".into(), "0".into()));
     pair.publisher.psql(&format!("alter role wal_eve_replication password '{PASSWORD}'"));
     pair.run("replicate", &[]).assert_success();
     assert_eq!(pair.on_target("select id from t"), "1");
     assert_eq!((pair.subscriptions(), pair.slots()), ("1".into(), "1".into()));
+
+    let rights = "select rolcanlogin, rolreplication, rolsuper from pg_roles where rolname = 'wal_eve_replication'";
+    assert_eq!(pair.publisher.psql(rights), "t|t|f", "what it lacked was added");
 
     // a list of tables needs no more than these
     pair.database("listed");

@@ -124,31 +124,25 @@ impl Wait<'_> {
         for label in &idle {
             self.trouble.without_worker_since.entry(label.clone()).or_insert_with(Instant::now);
         }
-        let stuck = |table: &&Table| {
+        let failures = self.trouble.failures(workers);
+        let is_suspect = |table: &&Table| {
             let since = self.trouble.without_worker_since.get(&table.label());
-            since.is_some_and(|since| since.elapsed() > COPY_PATIENCE)
+            since.is_some_and(|since| since.elapsed() > COPY_PATIENCE || failures.copy >= FAILURES)
         };
-        let stuck: Vec<&Table> = self.tables.iter().filter(stuck).collect();
-        // a copy is one transaction: rows that can be seen before it is over are not its own
-        if !stuck.is_empty() {
-            let filled = filled(subscriber, &stuck).await?;
-            if let Some(table) = stuck.iter().find(|table| filled.contains(&table.label())) {
-                return Err(conflict(place, table, &log));
-            }
+        let suspects: Vec<&Table> = self.tables.iter().filter(is_suspect).collect();
+        if let Some(table) = self.with_rows_of_its_own(subscriber, &suspects).await? {
+            return Err(conflict(place, table, &log));
         }
-        if let (Some(apply), Some(copy)) = (workers.apply_errors, workers.copy_errors) {
-            let (first_apply, first_copy) = *self.trouble.first_errors.get_or_insert((apply, copy));
-            if copy - first_copy >= FAILURES {
-                let which = if idle.is_empty() { "a table".to_owned() } else { shortened(&idle) };
-                return Err(CutoverError::refused(format!("copying fails again and again on the {place}: {which}"))
-                    .with_detail(format!("{} tries failed since this waits. {log}", copy - first_copy))
-                    .with_hint("Mend what it says and run this again; the copy begins anew by itself."));
-            }
-            if apply - first_apply >= FAILURES {
-                return Err(CutoverError::refused(format!("following the publisher fails again and again on the {place}"))
-                    .with_detail(format!("{} tries failed since this waits. {log}", apply - first_apply))
-                    .with_hint(format!("Most often somebody writes to the {place}, or a table or a column is missing there: mend it, and run this again.")));
-            }
+        if failures.copy >= FAILURES {
+            let which = if idle.is_empty() { "a table".to_owned() } else { shortened(&idle) };
+            return Err(CutoverError::refused(format!("copying fails again and again on the {place}: {which}"))
+                .with_detail(format!("{} tries failed since this waits. {log}", failures.copy))
+                .with_hint("Mend what it says and run this again; the copy begins anew by itself."));
+        }
+        if failures.apply >= FAILURES {
+            return Err(CutoverError::refused(format!("following the publisher fails again and again on the {place}"))
+                .with_detail(format!("{} tries failed since this waits. {log}", failures.apply))
+                .with_hint(format!("Most often somebody writes to the {place}, or a table or a column is missing there: mend it, and run this again.")));
         }
         if workers.is_following {
             self.trouble.not_following_since = None;
@@ -161,6 +155,48 @@ impl Wait<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl Wait<'_> {
+    /// A table whose copy is not over although it has rows: a copy is one transaction, so they are not its own.
+    async fn with_rows_of_its_own<'t>(
+        &self,
+        subscriber: &mut Node,
+        suspects: &[&'t Table],
+    ) -> Result<Option<&'t Table>> {
+        if suspects.is_empty() {
+            return Ok(None);
+        }
+        let filled = filled(subscriber, suspects).await?;
+        // the copy may have ended between the looks
+        let states = subscription::table_states(subscriber, self.link).await?;
+        let is_copying =
+            |label: &String| states.iter().any(|it| it.state == CopyState::Copying && it.label() == *label);
+        Ok(suspects
+            .iter()
+            .find(|table| {
+                let label = table.label();
+                filled.contains(&label) && is_copying(&label)
+            })
+            .copied())
+    }
+}
+
+/// How often workers failed since this waits; 0 where the server does not count.
+#[derive(Debug, Clone, Copy)]
+struct Failures {
+    apply: i64,
+    copy: i64,
+}
+
+impl Trouble {
+    fn failures(&mut self, workers: &Workers) -> Failures {
+        let (Some(apply), Some(copy)) = (workers.apply_errors, workers.copy_errors) else {
+            return Failures { apply: 0, copy: 0 };
+        };
+        let (first_apply, first_copy) = *self.first_errors.get_or_insert((apply, copy));
+        Failures { apply: apply - first_apply, copy: copy - first_copy }
     }
 }
 

@@ -25,6 +25,9 @@ use crate::pg::version::Major;
 /// How long the publisher's sizes hold good.
 const SIZES_AGE: Duration = Duration::from_secs(60);
 
+/// How long an answer may take before a server counts as away.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Over how long rates are told.
 const RATE_SPAN: Duration = Duration::from_secs(30);
 
@@ -139,7 +142,9 @@ impl<'a> Observer<'a> {
             return Ok(None);
         }
         if self.node(place).is_none() {
-            *self.node(place) = Some(self.cutover.connect(place, Access::ReadOnly).await?);
+            let mut node = self.cutover.connect(place, Access::ReadOnly).await?;
+            node.limit(ANSWER_TIMEOUT).await?;
+            *self.node(place) = Some(node);
         }
         Ok(self.node(place).as_mut())
     }

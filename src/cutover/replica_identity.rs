@@ -1,5 +1,7 @@
 //! Tables whose rows logical replication cannot tell apart: once they are published, UPDATE and DELETE fail on the publisher.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::context::Cutover;
@@ -9,6 +11,18 @@ use super::node::Node;
 use super::plan::MissingIdentity;
 use super::tables::Table;
 use crate::pg::quote::literal;
+
+/// How long a statement may keep others from a table while it waits for it itself.
+const LOCK_TIMEOUT: &str = "2s";
+
+/// How often it is tried.
+const TRIES: u32 = 10;
+
+/// How long the others have the table in between.
+const TRY_PAUSE: Duration = Duration::from_secs(3);
+
+/// `lock_not_available` of "PostgreSQL Error Codes".
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// How many statements a refusal repeats.
 const SHOWN: usize = 20;
@@ -61,7 +75,25 @@ async fn make_full(cutover: &mut Cutover, publisher: &mut Node, missing: &[&Tabl
     let what = format!("{} tables of the {} get REPLICA IDENTITY FULL", missing.len(), publisher.place());
     cutover.journal.record(Mark::ReplicaIdentity, what, &changed)?;
     for table in missing {
-        publisher.change(&format!("alter table {} replica identity full", table.quoted())).await?;
+        alter(cutover, publisher, &format!("alter table {} replica identity full", table.quoted())).await?;
+    }
+    Ok(())
+}
+
+/// Whoever wants the table waits behind a statement that waits for it: so it waits for short, and several times.
+async fn alter(cutover: &Cutover, publisher: &mut Node, statement: &str) -> Result<()> {
+    let mut tries = 1;
+    while let Err(failed) = publisher.change(&format!("set local lock_timeout = '{LOCK_TIMEOUT}'; {statement}")).await {
+        if failed.sqlstate() != Some(LOCK_NOT_AVAILABLE) {
+            return Err(failed);
+        }
+        if tries == TRIES {
+            return Err(
+                failed.with_hint("A transaction keeps the table locked: look in pg_stat_activity, and run this again.")
+            );
+        }
+        tries += 1;
+        cutover.pause(TRY_PAUSE).await?;
     }
     Ok(())
 }
@@ -74,7 +106,7 @@ async fn make_full(cutover: &mut Cutover, publisher: &mut Node, missing: &[&Tabl
 pub async fn put_back(cutover: &mut Cutover, publisher: &mut Node) -> Result<()> {
     let Some(changed) = cutover.journal.data::<Vec<ChangedIdentity>>(Mark::ReplicaIdentity) else { return Ok(()) };
     for ChangedIdentity { table, before } in &changed {
-        publisher.change(&format!("alter table if exists {table} replica identity {before}")).await?;
+        alter(cutover, publisher, &format!("alter table if exists {table} replica identity {before}")).await?;
     }
     cutover.journal.undo(Mark::ReplicaIdentity, format!("{} tables have their replica identity back", changed.len()))
 }

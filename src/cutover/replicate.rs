@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::context::Cutover;
-use super::error::Result;
+use super::error::{CutoverError, Result};
 use super::journal::Mark;
 use super::link::{Direction, Link};
 use super::node::{Node, Place};
@@ -148,20 +148,38 @@ async fn subscribe(
         cutover.journal.record(Mark::Subscription, what, &link.subscription)?;
     }
     let Err(failed) = subscription::create(subscriber, link, connection, true).await else { return Ok(()) };
-    cutover.journal.undo(Mark::Subscription, "the subscription could not be made")?;
-    if !cutover.journal.has(Mark::Slot) {
-        return Err(failed);
-    }
-    match slot::drop(publisher, link).await {
-        Ok(()) => {
-            cutover.journal.undo(Mark::Slot, "the slot is dropped again")?;
-            Err(failed.with_detail(format!("The slot was dropped again, so the {} keeps no WAL for it.", link.publisher)))
+    Err(take_slot_back(cutover, link, publisher, failed).await)
+}
+
+/// Drops the slot that this cutover made, once it is sure that no subscription uses it: it would keep WAL for nobody.
+async fn take_slot_back(
+    cutover: &mut Cutover,
+    link: &Link,
+    publisher: &mut Node,
+    failed: CutoverError,
+) -> CutoverError {
+    let undo = async {
+        // a lost connection does not tell what became of the statement
+        let mut subscriber = cutover.connect(link.subscriber, Access::ReadOnly).await?;
+        if subscription::find(&mut subscriber, link).await?.is_some() {
+            return Ok("The subscription was made all the same: run this again to go on.".to_owned());
         }
-        Err(also) => Err(failed.with_detail(format!(
+        cutover.journal.undo(Mark::Subscription, "the subscription could not be made")?;
+        if !cutover.journal.has(Mark::Slot) {
+            return Ok(format!("The slot \"{}\" was there before and stays.", link.slot));
+        }
+        slot::drop(publisher, link).await?;
+        cutover.journal.undo(Mark::Slot, "the slot is dropped again")?;
+        Ok(format!("The slot was dropped again, so the {} keeps no WAL for it.", link.publisher))
+    };
+    let undone: Result<String> = undo.await;
+    let failed = failed.with_detail(undone.unwrap_or_else(|also| {
+        format!(
             "The slot \"{}\" on the {} could not be dropped either, and keeps its WAL until this is run again or aborted: {also}.",
             link.slot, link.publisher
-        ))),
-    }
+        )
+    }));
+    failed.with_hint("Then run this again.")
 }
 
 /// Waits for the copy and makes what waited for it.

@@ -43,7 +43,10 @@ pub(super) async fn run(cutover: &Cutover, watch: bool, as_json: bool) -> Result
 
 async fn watched(cutover: &Cutover, observer: &mut Observer<'_>, as_json: bool) -> Result<Outcome> {
     loop {
-        let status = observer.look().await;
+        let status = tokio::select! {
+            status = observer.look() => status,
+            _ = cutover.pause(Duration::MAX) => break,
+        };
         // who closed our output has seen enough
         if draw(&status, as_json).is_err() {
             break;
