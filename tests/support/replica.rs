@@ -185,7 +185,6 @@ pub fn restored(archive: &Archive, major: u32, options: &[&str], restore_command
     cluster
 }
 
-/// A server does not start with less than two segments.
 /// Lines of postgresql.conf: the server takes no less than twice a segment for either.
 fn wal_sizes(segment_mebibytes: u32) -> String {
     let segments = if segment_mebibytes > 64 { 2 } else { 5 };
