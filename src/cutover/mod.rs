@@ -25,6 +25,7 @@ pub mod replica_identity;
 pub mod replicate;
 pub mod replication_role;
 pub mod report;
+pub mod retained_wal;
 pub mod schema_copy;
 pub mod schema_dump;
 pub mod slot;
