@@ -31,6 +31,7 @@ pub mod replica_identity;
 pub mod replicate;
 pub mod replication_role;
 pub mod report;
+pub mod retained_wal;
 pub mod retreat;
 pub mod schema_copy;
 pub mod schema_dump;

@@ -1,7 +1,6 @@
 //! Looks at the servers of a cutover, again and again if asked to, and changes nothing.
 
-use std::collections::{HashMap, VecDeque};
-use std::path::Path;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -13,7 +12,7 @@ use super::copy_wait::idle;
 use super::error::Result;
 use super::link::{Direction, Link};
 use super::node::{Node, Place};
-use super::slot;
+use super::retained_wal::{idle_slots, retained};
 use super::status::{Circumstances, IdleSlot, Lag, Phase, Replay, Retained, Status, TableProgress, Total, warnings};
 use super::subscription::{self, CopyState, Subscription, TableState};
 use super::tables::{OWN_SCHEMA, tables};
@@ -39,6 +38,8 @@ pub struct Observer<'a> {
     target: Option<Node>,
     sizes: Option<(Instant, HashMap<String, Size>)>,
     samples: VecDeque<(Instant, HashMap<String, u64>)>,
+    /// Tables that had no worker at the last look although their copy has begun.
+    idle: HashSet<String>,
 }
 
 /// A table on the publisher.
@@ -77,26 +78,27 @@ struct Copy {
 impl<'a> Observer<'a> {
     /// Nobody is asked yet.
     pub fn new(cutover: &'a Cutover) -> Self {
-        Self { cutover, replica: None, target: None, sizes: None, samples: VecDeque::new() }
+        Self { cutover, replica: None, target: None, sizes: None, samples: VecDeque::new(), idle: HashSet::new() }
     }
 
     /// Looks once. A server that does not answer is told of in the status, and tried again at the next look.
     pub async fn look(&mut self) -> Status {
         let mut away = Vec::new();
         let link = self.link(&mut away).await;
-        let published = match self.published(&link).await {
-            Ok(published) => published,
-            Err(failed) => {
-                *self.node(link.publisher) = None;
-                note(&mut away, link.publisher, &failed);
-                None
-            }
-        };
+        // in this order: a copy's slot is then seen as in use for as long as the table is not ready
         let subscribed = match self.subscribed(&link).await {
             Ok(subscribed) => subscribed,
             Err(failed) => {
                 *self.node(link.subscriber) = None;
                 note(&mut away, link.subscriber, &failed);
+                None
+            }
+        };
+        let published = match self.published(&link).await {
+            Ok(published) => published,
+            Err(failed) => {
+                *self.node(link.publisher) = None;
+                note(&mut away, link.publisher, &failed);
                 None
             }
         };
@@ -208,18 +210,27 @@ impl<'a> Observer<'a> {
         subscribed: Option<Subscribed>,
         away: Vec<String>,
     ) -> Status {
+        let idle: HashSet<String> = subscribed
+            .as_ref()
+            .and_then(|it| it.workers.as_ref().map(|workers| idle(&it.states, workers).into_iter().collect()))
+            .unwrap_or_default();
+        // between two of its workers a table has none for a moment
+        let mut without_worker: Vec<_> = idle.intersection(&self.idle).cloned().collect();
+        without_worker.sort();
+        self.idle = idle;
         let circumstances = Circumstances {
             subscription: subscribed.as_ref().and_then(|it| it.subscription.as_ref()).map(|it| it.enabled),
             slot: link.slot.clone(),
             slot_was_asked_for: published.as_ref().is_some_and(|it| it.replay.is_none()),
-            without_worker: subscribed
-                .as_ref()
-                .and_then(|it| it.workers.as_ref().map(|workers| idle(&it.states, workers)))
-                .unwrap_or_default(),
+            without_worker,
         };
         let phase = phase(published.as_ref(), subscribed.as_ref());
-        let published = published.unwrap_or_default();
+        let mut published = published.unwrap_or_default();
         let subscribed = subscribed.unwrap_or_default();
+        let is_under_way = |slot: &IdleSlot| {
+            subscribed.states.iter().any(|table| table.state != CopyState::Ready && slot.is_of_copy_of(table.oid))
+        };
+        published.idle_slots.retain(|slot| !is_under_way(slot));
         let mut tables = self.progress(&subscribed);
         let mut total = Total::of(&tables);
         self.rate(&mut tables, &mut total);
@@ -344,67 +355,4 @@ async fn copies(node: &mut Node, link: &Link) -> Result<Vec<Copy>> {
         subscription::oid(node.major(), link)
     ))
     .await
-}
-
-async fn idle_slots(node: &mut Node) -> Result<Vec<IdleSlot>> {
-    node.rows(
-        "select slot_name as name, slot_name ~ '^pg_[0-9]+_sync_[0-9]+' as is_of_copy, \
-                coalesce(greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0), 0)::bigint as bytes \
-         from pg_replication_slots where not active order by 3 desc",
-    )
-    .await
-}
-
-#[derive(Debug, Deserialize)]
-struct SlotRow {
-    bytes: u64,
-    is_active: bool,
-    safe_bytes: Option<i64>,
-    lost: Option<String>,
-    directory: Option<String>,
-}
-
-/// What the link's slot keeps, and how far its walsender is; none without a slot.
-async fn retained(
-    node: &mut Node,
-    link: &Link,
-    limit_bytes: u64,
-    is_local: bool,
-) -> Result<Option<(Retained, Option<Lag>)>> {
-    let slot = crate::pg::quote::literal(&link.slot);
-    let safe = if node.major() >= Major::new(13) { "safe_wal_size" } else { "null::bigint" };
-    let lost = slot::lost(node.major());
-    let rows: Vec<SlotRow> = node
-        .rows(&format!(
-            "select coalesce(greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0), 0)::bigint as bytes, \
-                    active as is_active, {safe} as safe_bytes, {lost} as lost, \
-                    case when {is_local} and pg_has_role('pg_read_all_settings', 'member') \
-                        then current_setting('data_directory') end as directory \
-             from pg_replication_slots where slot_name = {slot}"
-        ))
-        .await?;
-    let Some(row) = rows.into_iter().next() else { return Ok(None) };
-    let lag: Vec<Lag> = node
-        .rows(&format!(
-            "select r.state, pg_wal_lsn_diff(now.lsn, r.sent_lsn)::bigint as sent_bytes, \
-                    pg_wal_lsn_diff(now.lsn, r.write_lsn)::bigint as write_bytes, \
-                    pg_wal_lsn_diff(now.lsn, r.flush_lsn)::bigint as flush_bytes, \
-                    pg_wal_lsn_diff(now.lsn, r.replay_lsn)::bigint as replay_bytes, \
-                    extract(epoch from r.write_lag)::float8 as write_seconds, \
-                    extract(epoch from r.flush_lag)::float8 as flush_seconds, \
-                    extract(epoch from r.replay_lag)::float8 as replay_seconds \
-             from pg_replication_slots s join pg_stat_replication r on r.pid = s.active_pid, \
-                  (select pg_current_wal_lsn() as lsn) now \
-             where s.slot_name = {slot} and r.replay_lsn is not null"
-        ))
-        .await?;
-    let disk_bytes = row.directory.as_deref().and_then(free_bytes);
-    let SlotRow { bytes, is_active, safe_bytes, lost, .. } = row;
-    Ok(Some((Retained { bytes, limit_bytes, safe_bytes, disk_bytes, is_active, lost }, lag.into_iter().next())))
-}
-
-/// None where this user cannot see that directory: then the socket leads to another host or container.
-fn free_bytes(data_directory: &str) -> Option<u64> {
-    let found = rustix::fs::statvfs(Path::new(data_directory).join("pg_wal")).ok()?;
-    Some(found.f_bavail * found.f_frsize)
 }

@@ -14,6 +14,9 @@ const LITTLE_ROOM: f64 = 0.2;
 /// Below this many bytes the publisher's disk is nearly full: 64 segments.
 const LITTLE_DISK_BYTES: u64 = 1 << 30;
 
+/// How many slots that nobody uses are named.
+const SLOTS_SHOWN: usize = 3;
+
 /// Where in its course a cutover is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -92,6 +95,13 @@ pub struct TableProgress {
     pub bytes_per_second: Option<u64>,
     /// How long it takes at that rate.
     pub seconds_left: Option<u64>,
+}
+
+impl IdleSlot {
+    /// Whether a subscription made it to copy this table of the subscriber: `pg_SUBSCRIPTION_sync_TABLE_SYSTEM`.
+    pub fn is_of_copy_of(&self, table: u32) -> bool {
+        self.is_of_copy && self.name.split('_').nth(3) == Some(&table.to_string())
+    }
 }
 
 impl TableProgress {
@@ -253,13 +263,18 @@ pub fn warnings(status: &Status, circumstances: &Circumstances) -> Vec<String> {
             without_worker[0]
         ));
     }
-    for idle in status.idle_slots.iter().filter(|idle| idle.name != *slot || subscription.is_none()) {
+    let idle = status.idle_slots.iter().filter(|idle| idle.name != *slot || subscription.is_none());
+    let idle: Vec<_> = idle.collect();
+    for idle in idle.iter().take(SLOTS_SHOWN) {
         let kind = if idle.is_of_copy { "The slot of a copy" } else { "The slot" };
         warnings.push(format!(
             "{kind} \"{}\" is not in use and keeps {} of WAL: drop it with pg_drop_replication_slot if it stays so.",
             idle.name,
             bytes_text(idle.bytes)
         ));
+    }
+    if idle.len() > SLOTS_SHOWN {
+        warnings.push(format!("{} more slots are not in use.", idle.len() - SLOTS_SHOWN));
     }
     warnings
 }
@@ -338,6 +353,21 @@ mod tests {
     #[test]
     fn what_is_well_is_not_warned_of() {
         assert_eq!(warned(|_, _| ()), "");
+    }
+
+    #[test]
+    fn the_slot_of_a_copy_names_its_table() {
+        let slot = |name: &str, is_of_copy| IdleSlot { name: name.into(), bytes: 0, is_of_copy };
+        let of_copy = slot("pg_24406_sync_20912_7711294078116475613", true);
+        assert!(of_copy.is_of_copy_of(20912) && !of_copy.is_of_copy_of(24406));
+        assert!(!slot("a_b_c_20912", false).is_of_copy_of(20912));
+    }
+
+    #[test]
+    fn many_idle_slots_are_counted() {
+        let slots = (0..9).map(|n| IdleSlot { name: format!("s{n}"), bytes: 0, is_of_copy: false });
+        let text = warned(|status, _| status.idle_slots = slots.skip(1).collect());
+        assert!(text.lines().count() == 4 && text.contains("5 more slots"), "{text}");
     }
 
     #[test]

@@ -166,7 +166,7 @@ fn table_line(text: &mut String, table: &TableProgress, width: usize) {
 
 fn pace(bytes_per_second: Option<u64>, seconds_left: Option<u64>) -> String {
     let mut text = String::new();
-    if let Some(rate) = bytes_per_second {
+    if let Some(rate) = bytes_per_second.filter(|rate| *rate > 0) {
         let _ = write!(text, ", {}/s", bytes_text(rate));
     }
     if let Some(seconds) = seconds_left {

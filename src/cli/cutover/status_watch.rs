@@ -18,7 +18,7 @@ const REFRESH: Duration = Duration::from_secs(2);
 const RATE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How many tables are named where there is no terminal to fit.
-const TABLES_SHOWN: usize = 40;
+const TABLES_SHOWN: usize = 20;
 
 /// Back to the first line, and everything below it away.
 const CLEAR: &str = "\x1b[H\x1b[J";
@@ -71,7 +71,8 @@ fn draw(status: &Status, as_json: bool) -> std::io::Result<()> {
         let mut shape = Picture { columns: columns(), tables: rows };
         let mut text = picture(status, &shape);
         // what the rest of the picture leaves of the terminal
-        let surplus = (text.lines().count() + 1).saturating_sub(rows);
+        let wrapped = |line: &str| line.chars().count().div_ceil(shape.columns.max(1)).max(1);
+        let surplus = (text.lines().map(wrapped).sum::<usize>() + 1).saturating_sub(rows);
         if surplus > 0 {
             shape.tables = shape.tables.min(status.tables.len()).saturating_sub(surplus + 1).max(1);
             text = picture(status, &shape);
