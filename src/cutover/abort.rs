@@ -4,12 +4,10 @@ use serde::Serialize;
 
 use super::context::Cutover;
 use super::error::{CutoverError, Result};
-use super::finish::{self, FinishReport, drop_link};
+use super::finish::{self, FinishReport, drop_link, drop_publishers_side};
 use super::journal::Mark;
 use super::link::{Direction, Link};
-use super::node::Place;
 use super::promote;
-use crate::pg::session::Access;
 
 /// What an abort did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -20,28 +18,28 @@ pub struct AbortReport {
     pub left: Vec<String>,
 }
 
+/// What only the user can know.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AbortOptions {
+    /// The application was not switched, although the command that does it was begun.
+    pub not_switched: bool,
+}
+
 /// Undoes the step that is under way; with none under way, the replication. Done again it does nothing more.
 ///
 /// # Errors
 ///
 /// What could not be undone; when there is no way back, how to go on.
-pub async fn abort(cutover: &mut Cutover) -> Result<AbortReport> {
+pub async fn abort(cutover: &mut Cutover, options: AbortOptions) -> Result<AbortReport> {
     let mut report = AbortReport::default();
     let journal = &cutover.journal;
     if journal.has(Mark::FinishBegun) && !journal.has(Mark::FinishDone) {
         abort_finish(cutover, &mut report).await?;
     } else if let Some(done) = journal.data::<FinishReport>(Mark::FinishDone) {
         give_up_the_way_back(cutover, &done, &mut report).await?;
-    } else if [
-        Mark::ReplicaIdentity,
-        Mark::ReplicationRole,
-        Mark::Publication,
-        Mark::Slot,
-        Mark::Subscription,
-        Mark::SchemaTables,
-    ]
-    .iter()
-    .any(|mark| journal.has(*mark))
+    } else if [Mark::ReplicaIdentity, Mark::ReplicationRole, Mark::Publication, Mark::Slot, Mark::Subscription]
+        .iter()
+        .any(|mark| journal.has(*mark))
     {
         abort_replication(cutover, &mut report).await?;
     } else if journal.has(Mark::PromoteDone) {
@@ -50,7 +48,7 @@ pub async fn abort(cutover: &mut Cutover) -> Result<AbortReport> {
             report.left.push("The source is still read-only, so that nobody writes to it by mistake.".into());
         }
     } else {
-        abort_promotion(cutover, &mut report).await?;
+        abort_promotion(cutover, options, &mut report).await?;
     }
     if report.undone.is_empty() && report.left.is_empty() {
         report.left.push("Nothing was under way.".into());
@@ -61,29 +59,46 @@ pub async fn abort(cutover: &mut Cutover) -> Result<AbortReport> {
     Ok(report)
 }
 
-async fn abort_promotion(cutover: &mut Cutover, report: &mut AbortReport) -> Result<()> {
+async fn abort_promotion(cutover: &mut Cutover, options: AbortOptions, report: &mut AbortReport) -> Result<()> {
     if cutover.journal.has(Mark::SwitchedToReplica) {
         return Err(CutoverError::refused("the application uses the replica already")
             .with_hint("Run cutover promote again: only switching maintenance off is left."));
+    }
+    if cutover.journal.has(Mark::SwitchingToReplica) && !options.not_switched {
+        return Err(CutoverError::refused("the application may use the replica already")
+            .with_detail(
+                "The command switch_to_replica was begun; with the source writable again there could be two primaries.",
+            )
+            .with_hint(
+                "Run cutover promote again; or see that the application points at the source, and give --not-switched.",
+            ));
     }
     let marks = [Mark::PromoteMaintenance, Mark::SourceFence, Mark::RetryInterval, Mark::Promoting];
     if !marks.iter().any(|mark| cutover.journal.has(*mark)) {
         return Ok(());
     }
     let was_fenced = cutover.journal.has(Mark::SourceFence);
-    let is_standby = cutover.connect(Place::Replica, Access::ReadOnly).await?.is_in_recovery().await?;
+    if cutover.journal.has(Mark::Promoting) {
+        // from here on, and not only when it shows: a promotion that was asked for can take its time
+        cutover.journal.record(Mark::Forked, "the promotion was given up after it had begun", ())?;
+        report.left.push(
+            "The replica was promoted, or may be yet, and cannot follow the source any more: restore it anew with backup-fetch before the next try."
+                .into(),
+        );
+    }
     promote::undo(cutover).await?;
     report.undone.push(match was_fenced {
         true => "The source can be written to as before, and maintenance is off.".into(),
         false => "Maintenance is off.".into(),
     });
-    if !is_standby {
-        report.left.push(
-            "The replica was promoted and cannot follow the source any more: restore it anew with backup-fetch before the next try."
-                .into(),
-        );
-    }
-    for mark in [Mark::Promoting, Mark::Promoted, Mark::WritesProved, Mark::FencePoint, Mark::FenceReached] {
+    for mark in [
+        Mark::Promoting,
+        Mark::Promoted,
+        Mark::WritesProved,
+        Mark::FencePoint,
+        Mark::FenceReached,
+        Mark::SwitchingToReplica,
+    ] {
         if cutover.journal.has(mark) {
             cutover.journal.undo(mark, "the promotion was given up")?;
         }
@@ -134,7 +149,16 @@ async fn give_up_the_way_back(cutover: &mut Cutover, done: &FinishReport, report
 
 async fn abort_replication(cutover: &mut Cutover, report: &mut AbortReport) -> Result<()> {
     let link = Link::new(&cutover.plan, Direction::Forward);
-    drop_link(cutover, &link).await?;
+    if let Err(failed) = drop_link(cutover, &link).await {
+        // what fills the publisher's disk has to go even when the subscriber is away
+        drop_publishers_side(cutover, &link).await?;
+        return Err(failed
+            .with_detail(format!(
+                "The slot and the publication are gone: the {} keeps no more WAL back.",
+                link.publisher
+            ))
+            .with_hint("Run cutover abort again for the rest."));
+    }
     report.undone.push("The subscription, its slot and the publication are gone.".into());
     finish::tidy(cutover).await?;
     report.undone.push("The replication role, REPLICA IDENTITY FULL and the markers are gone.".into());

@@ -5,6 +5,8 @@
 //! every physical replica. A session can still ask for a transaction that may write: what wrote after the fence is looked for
 //! at the end, by the transactions that were counted.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -17,6 +19,14 @@ use crate::pg::quote::literal;
 
 /// What makes a database read-only for sessions that do not ask for more.
 const SETTING: &str = "default_transaction_read_only";
+
+/// The transaction number after the last one that has ended.
+const NEXT_TRANSACTION: &str = "select txid_snapshot_xmax(txid_current_snapshot())";
+
+/// Transactions that have a number, prepared ones included. A snapshot does not show those that are newer than the last one
+/// that has ended; the lock on its own number, which each holds to its end, does, and everybody may see it.
+const RUNNING_TRANSACTIONS: &str = "select count(*) from pg_locks where locktype = 'transactionid' \
+     and mode = 'ExclusiveLock' and granted and pid is distinct from pg_backend_pid()";
 
 /// The most that one message to fill a segment with holds: far below what a record may be.
 const MESSAGE_BYTES: u64 = 4 << 20;
@@ -57,6 +67,8 @@ struct OldSession {
     application: Option<String>,
     is_superuser: bool,
     may_be_ended: bool,
+    /// Whether this user may see when it began.
+    is_dated: bool,
 }
 
 /// Makes the database of `node` read-only, ends the sessions from before, waits until no transaction runs, and tells where
@@ -68,53 +80,80 @@ struct OldSession {
 /// commit, when sessions cannot be ended, or when `deadline` is over. What was set stays set: see [`lift`].
 pub async fn raise(cutover: &mut Cutover, node: &mut Node, mark: Mark, deadline: Instant) -> Result<FencePoint> {
     look_for_obstacles(node).await?;
+    let place = node.place();
     if !cutover.journal.has(mark) {
-        let defaults = node.defaults(SETTING).await?;
-        let of_database = defaults.into_iter().find(|row| row.role.is_none() && row.in_database);
-        let before = Before { value: of_database.map(|row| row.value) };
-        cutover.journal.record(mark, format!("making the {}'s database read-only", node.place()), before)?;
+        let before = database_default(node).await?;
+        if before.as_deref().is_some_and(is_on) {
+            return Err(CutoverError::refused(format!("the {place}'s database is read-only already"))
+                .with_detail("This cutover's journal does not say that it is so by its doing. Nothing was changed.")
+                .with_hint(format!("If nobody wants it so: {} reset {SETTING};", node.alter_database())));
+        }
+        cutover.journal.record(mark, format!("making the {place}'s database read-only"), Before { value: before })?;
     }
     node.change(&format!("{} set {SETTING} = on", node.alter_database())).await?;
     let set_at: String = node.value("select clock_timestamp()::text").await?;
-
-    let place = node.place();
+    if !cutover.rehearsal.permits(place, "end all sessions from before that with pg_terminate_backend()") {
+        return locate(cutover, node, deadline).await;
+    }
     let mut clean_looks = 0;
+    let mut seen_first: Option<HashSet<i32>> = None;
     cutover
-        .until(
-            format_args!("no session and no transaction from before the fence is left on the {place}"),
-            Some(deadline),
-            async || {
-                let so_far = end_old_sessions(node, &set_at).await?;
-                let running: i64 = node
-                    .value("select txid_snapshot_xmax(s) - txid_snapshot_xmin(s) from txid_current_snapshot() s")
-                    .await?;
-                let so_far = match (so_far, running) {
-                    (None, 1..) => Some(running_transactions(node).await?),
-                    (so_far, _) => so_far,
-                };
-                // a session that was just coming up may not have been shown yet the first time
-                clean_looks = if so_far.is_none() { clean_looks + 1 } else { 0 };
-                Ok(match so_far {
-                    None if clean_looks > 1 => Look::Holds,
-                    so_far => Look::NotYet(so_far.unwrap_or_else(|| "looking once more".to_owned())),
-                })
-            },
-        )
+        .until(format_args!("no session from before the fence is left on the {place}"), Some(deadline), async || {
+            let so_far = end_old_sessions(node, &set_at, &mut seen_first).await?;
+            // a session that was just coming up may not have been shown yet the first time
+            clean_looks = if so_far.is_none() { clean_looks + 1 } else { 0 };
+            Ok(match so_far {
+                None if clean_looks > 1 => Look::Holds,
+                so_far => Look::NotYet(so_far.unwrap_or_else(|| "looking once more".to_owned())),
+            })
+        })
         .await?;
-    locate(node).await
+    locate(cutover, node, deadline).await
 }
 
-/// Where the WAL ends now, and how many transactions there were.
+/// Waits until no transaction runs that has written, and tells where the WAL ends then.
 ///
 /// # Errors
 ///
-/// When the server is gone.
-pub async fn locate(node: &mut Node) -> Result<FencePoint> {
-    node.row(
-        "select lsn::text, pg_walfile_name(lsn) as file, txid_snapshot_xmax(txid_current_snapshot()) as next_transaction \
-         from (select pg_current_wal_insert_lsn() as lsn) at_end",
-    )
+/// When the server is gone, or `deadline` is over.
+pub async fn locate(cutover: &Cutover, node: &mut Node, deadline: Instant) -> Result<FencePoint> {
+    let place = node.place();
+    let mut found = None;
+    cutover
+        .until(format_args!("no transaction runs on the {place}"), Some(deadline), async || {
+            // in this order: what begins after the number was read is counted later
+            let next_transaction: i64 = node.value(NEXT_TRANSACTION).await?;
+            if node.value::<i64>(RUNNING_TRANSACTIONS).await? > 0 {
+                return Ok(Look::NotYet(running_transactions(node).await?));
+            }
+            found = Some(point(node, next_transaction).await?);
+            Ok(Look::Holds)
+        })
+        .await?;
+    match found {
+        Some(found) => Ok(found),
+        // a dry run has not waited
+        None => point(node, 0).await,
+    }
+}
+
+async fn point(node: &mut Node, next_transaction: i64) -> Result<FencePoint> {
+    node.row(&format!(
+        "select lsn::text, pg_walfile_name(lsn) as file, {next_transaction}::bigint as next_transaction \
+         from (select pg_current_wal_insert_lsn() as lsn) at_end"
+    ))
     .await
+}
+
+/// What the database's own default says.
+async fn database_default(node: &mut Node) -> Result<Option<String>> {
+    let defaults = node.defaults(SETTING).await?;
+    Ok(defaults.into_iter().find(|row| row.role.is_none() && row.in_database).map(|row| row.value))
+}
+
+/// As the server reads a boolean.
+fn is_on(value: &str) -> bool {
+    matches!(value.to_ascii_lowercase().as_str(), "on" | "true" | "yes" | "1" | "t" | "y")
 }
 
 /// Finds what makes a fence useless or impossible.
@@ -146,7 +185,7 @@ pub async fn look_for_obstacles(node: &mut Node) -> Result<()> {
     let defaults = node.defaults(SETTING).await?;
     let overriding: Vec<String> = defaults
         .into_iter()
-        .filter(|row| !matches!(row.value.as_str(), "on" | "true" | "yes" | "1"))
+        .filter(|row| !is_on(&row.value))
         .filter_map(|row| row.role.map(|role| (role, row.in_database)))
         .map(|(role, in_database)| {
             let database = if in_database { format!(" in database {}", node.database()) } else { String::new() };
@@ -186,21 +225,29 @@ struct Prepared {
     prepared: String,
 }
 
-/// Ends the sessions from before the fence; what is left, if anything that counts.
-async fn end_old_sessions(node: &mut Node, set_at: &str) -> Result<Option<String>> {
-    // what this user may not see of others' sessions is null: those count as clients from before
-    let sessions: Vec<OldSession> = node
+/// Ends the sessions from before the fence; what is left, if anything that counts. Of others' sessions a plain user sees not
+/// even when they began: those that were there at the first look are from before.
+async fn end_old_sessions(
+    node: &mut Node,
+    set_at: &str,
+    seen_first: &mut Option<HashSet<i32>>,
+) -> Result<Option<String>> {
+    let mut sessions: Vec<OldSession> = node
         .rows(&format!(
             "select a.pid, a.usename::text as user, a.application_name as application, \
-                    coalesce(r.rolsuper, false) as is_superuser, \
-                    coalesce((select rolsuper from pg_roles where rolname = current_user) \
-                        or pg_has_role(a.usesysid, 'member') and not r.rolsuper, false) as may_be_ended \
-             from pg_stat_activity a left join pg_roles r on r.oid = a.usesysid \
+                    coalesce(r.rolsuper, false) as is_superuser, a.backend_start is not null as is_dated, \
+                    me.rolsuper or not r.rolsuper and (pg_has_role(a.usesysid, 'usage') \
+                        or pg_has_role('pg_signal_backend', 'usage')) as may_be_ended \
+             from pg_stat_activity a join pg_roles r on r.oid = a.usesysid \
+                  cross join (select rolsuper from pg_roles where rolname = current_user) me \
              where a.datname = current_database() and a.pid <> pg_backend_pid() \
                and coalesce(a.backend_type, 'client backend') = 'client backend' \
+               and a.pid not in (select pid from pg_stat_get_wal_senders() where pid is not null) \
                and coalesce(a.backend_start, '-infinity') < '{set_at}'"
         ))
         .await?;
+    let first = seen_first.get_or_insert_with(|| sessions.iter().map(|session| session.pid).collect());
+    sessions.retain(|session| session.is_dated || first.contains(&session.pid));
     let (mine, others): (Vec<_>, Vec<_>) = sessions.into_iter().partition(|session| session.may_be_ended);
     if !mine.is_empty() {
         let pids: Vec<_> = mine.iter().map(|session| session.pid.to_string()).collect();
@@ -217,16 +264,17 @@ async fn end_old_sessions(node: &mut Node, set_at: &str) -> Result<Option<String
     }
 }
 
-/// Who keeps the snapshot from being empty, as far as this user may see.
+/// Who they are, as far as this user may see.
 async fn running_transactions(node: &mut Node) -> Result<String> {
     let who: Option<String> = node
         .value(
-            "select string_agg(format('pid %s of %s in %s', pid, usename, datname), ', ' order by xact_start) \
-             from pg_stat_activity where backend_xid is not null",
+            "select string_agg(format('pid %s of %s in %s', l.pid, coalesce(a.usename, a.backend_type), a.datname), ', ') \
+             from pg_locks l left join pg_stat_activity a on a.pid = l.pid \
+             where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted \
+               and l.pid is distinct from pg_backend_pid()",
         )
         .await?;
-    let who = who.map_or_else(|| "this user may not see whose".to_owned(), |who| format!("of {who}"));
-    Ok(format!("a transaction is still running: {who}"))
+    Ok(format!("a transaction is still running: {}", who.unwrap_or_else(|| "it has just ended".to_owned())))
 }
 
 fn describe(session: &OldSession) -> String {
@@ -235,14 +283,17 @@ fn describe(session: &OldSession) -> String {
     format!("pid {} of {user}{}", session.pid, application.map(|name| format!(" ({name})")).unwrap_or_default())
 }
 
-/// Whether anything got a transaction number since the fence: autovacuum does, and so does a session that overrode it.
+/// How many transactions have got a number since the fence, those that are still running included: autovacuum takes some, and
+/// so does a session that overrode it.
 ///
 /// # Errors
 ///
 /// When the server is gone.
 pub async fn transactions_since(node: &mut Node, point: &FencePoint) -> Result<i64> {
-    let next: i64 = node.value("select txid_snapshot_xmax(txid_current_snapshot())").await?;
-    Ok(next - point.next_transaction)
+    // in this order: what was running and has just ended is in the number
+    let running: i64 = node.value(RUNNING_TRANSACTIONS).await?;
+    let next: i64 = node.value(NEXT_TRANSACTION).await?;
+    Ok(running + next - point.next_transaction)
 }
 
 /// Writes as much WAL as it takes to complete the segment that holds `point`, so that it is archived: a plain user may not
@@ -284,4 +335,18 @@ pub async fn lift(cutover: &Cutover, node: &mut Node, mark: Mark) -> Result<()> 
         Some(value) => format!("{} set {SETTING} = {}", node.alter_database(), literal(&value)),
     };
     node.change(&statement).await
+}
+
+/// Makes sure that the database of `node`, where the application is to live, is not read-only by default: a fence of an earlier
+/// move, or of an attempt that was given up, may have come along.
+///
+/// # Errors
+///
+/// When the server refuses or is gone.
+pub async fn clear(node: &mut Node) -> Result<()> {
+    if !database_default(node).await?.as_deref().is_some_and(is_on) {
+        return Ok(());
+    }
+    tracing::warn!("the {}'s database is read-only by default: it will not be from here on", node.place());
+    node.change(&format!("{} reset {SETTING}", node.alter_database())).await
 }

@@ -39,8 +39,12 @@ pub enum Mark {
     Promoted,
     /// The application's role has written a row there.
     WritesProved,
+    /// The application is being pointed at the replica.
+    SwitchingToReplica,
     /// The application was pointed at the replica.
     SwitchedToReplica,
+    /// A promotion was given up that may have taken place, or may yet: no standby of the source any more.
+    Forked,
     /// The first move is over; holds the downtime.
     PromoteDone,
     /// Tables that got REPLICA IDENTITY FULL; holds them.
@@ -219,9 +223,25 @@ impl Journal {
 
     /// The entry of a mark that holds.
     pub fn find(&self, mark: Mark) -> Option<&Entry> {
-        let entries = self.record.entries.iter().rev();
-        let mut entries = entries.take_while(|entry| !mark.is_of_finish() || entry.mark != Some(Mark::FinishBegun));
-        entries.find(|entry| entry.mark == Some(mark)).filter(|entry| !entry.undone)
+        let entries: Vec<&Entry> = if mark.is_of_finish() || mark == Mark::FinishBegun {
+            self.current_move()
+        } else {
+            self.record.entries.iter().collect()
+        };
+        entries.into_iter().rfind(|entry| entry.mark == Some(mark)).filter(|entry| !entry.undone)
+    }
+
+    /// The entries since the last move began that was not given up.
+    fn current_move(&self) -> Vec<&Entry> {
+        let mut moves: Vec<Vec<&Entry>> = Vec::new();
+        for entry in &self.record.entries {
+            match (entry.mark, entry.undone) {
+                (Some(Mark::FinishBegun), false) => moves.push(vec![entry]),
+                (Some(Mark::FinishBegun), true) => drop(moves.pop()),
+                _ => moves.last_mut().into_iter().for_each(|last| last.push(entry)),
+            }
+        }
+        moves.pop().unwrap_or_default()
     }
 
     /// Whether a mark holds.
@@ -314,6 +334,9 @@ mod tests {
             journal.record(mark, "x", ()).unwrap();
         }
         assert!(journal.has(Mark::Promoted) && journal.has(Mark::FinishBegun) && !journal.has(Mark::FinishDone));
+        journal.record(Mark::PublisherFence, "x", ()).unwrap();
+        journal.undo(Mark::FinishBegun, "given up").unwrap();
+        assert!(journal.has(Mark::FinishBegun) && journal.has(Mark::FinishDone) && !journal.has(Mark::PublisherFence));
     }
 
     #[test]

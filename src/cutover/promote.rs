@@ -77,23 +77,51 @@ pub async fn promote(cutover: &mut Cutover, options: &PromoteOptions<'_>) -> Res
         tracing::info!("the replica was promoted by this cutover already");
         return Ok(done);
     }
-    if !cutover.journal.has(Mark::Promoting) {
-        check(cutover, options).await?;
-        if let Err(failed) = reach_the_fence(cutover, options).await {
-            return Err(undone(cutover, failed).await);
+    // the mark alone is no proof: whoever lifted the fence by hand since then has a source that went on
+    let is_standby = cutover.connect(Place::Replica, Access::ReadOnly).await;
+    let is_standby = match is_standby {
+        Ok(mut replica) => replica.is_in_recovery().await,
+        Err(failed) => Err(failed),
+    };
+    let is_over = cutover.journal.has(Mark::Promoting) && matches!(is_standby, Ok(false));
+    if !is_over {
+        let reached = async {
+            check(cutover, options, is_standby?).await?;
+            reach_the_fence(cutover, options).await
+        };
+        if let Err(failed) = reached.await {
+            let has_begun = [Mark::PromoteMaintenance, Mark::SourceFence].iter().any(|mark| cutover.journal.has(*mark));
+            return Err(if has_begun { undone(cutover, failed).await } else { failed });
         }
     }
-    go_over(cutover).await
+    go_over(cutover).await.map_err(|failed| {
+        failed
+            .with_detail("The promotion is under way or done: the source stays read-only and maintenance on.")
+            .with_hint(
+                "Mend that and run cutover promote again: it goes on from here. \
+                 Or go back to the source with cutover abort, which costs the replica.",
+            )
+    })
 }
 
 /// What must hold before anybody is kept waiting.
-async fn check(cutover: &Cutover, options: &PromoteOptions<'_>) -> Result<()> {
-    let mut replica = cutover.connect(Place::Replica, Access::ReadOnly).await?;
-    if !replica.is_in_recovery().await? {
-        return Err(CutoverError::refused("the replica is no standby")
-            .with_detail("It was promoted, and not by this cutover.")
-            .with_hint("If that was on purpose, go on with cutover replicate."));
+async fn check(cutover: &mut Cutover, options: &PromoteOptions<'_>, is_standby: bool) -> Result<()> {
+    let was_given_up = cutover.journal.has(Mark::Forked);
+    if !is_standby {
+        let refused = CutoverError::refused("the replica is no standby");
+        return Err(match was_given_up {
+            true => refused
+                .with_detail("It was promoted by an attempt that was given up, and lacks what the source wrote since.")
+                .with_hint("Restore it anew with backup-fetch."),
+            false => refused
+                .with_detail("It was promoted, and not by this cutover.")
+                .with_hint("If that was on purpose, go on with cutover replicate."),
+        });
     }
+    if was_given_up {
+        cutover.journal.undo(Mark::Forked, "the replica is a standby again, or still")?;
+    }
+    let mut replica = cutover.connect(Place::Replica, Access::ReadOnly).await?;
     if replica.major() < Major::new(12) && cutover.plan.promote_command.is_none() {
         return Err(CutoverError::refused(format!("PostgreSQL {} cannot be promoted by SQL", replica.version()))
             .with_hint("Set replica.promote_command in the plan, such as \"pg_ctl promote -w -D /path/to/data\"."));
@@ -118,7 +146,15 @@ fn is_fenced(cutover: &Cutover, options: &PromoteOptions<'_>) -> Result<bool> {
     if cutover.plan.source.is_some() && cutover.plan.promote.fence {
         return Ok(true);
     }
-    if options.without_fence || cutover.rehearsal.is_dry() {
+    if cutover.rehearsal.is_dry() {
+        return Ok(false);
+    }
+    if options.without_fence && options.archive.is_none() {
+        return Err(CutoverError::refused("nothing tells where the archive ends")
+            .with_detail("Without a fence the replica is promoted when it has replayed the archive's last segment.")
+            .with_hint("Set WALE_S3_PREFIX or WALE_FILE_PREFIX, and the credentials, as for wal-fetch."));
+    }
+    if options.without_fence {
         return Ok(false);
     }
     Err(CutoverError::refused("nothing proves that the replica has the source's last write")
@@ -228,7 +264,7 @@ async fn wait_for_last_write(
                 .with_detail(format!("{later} transactions got a number since {}.", point.lsn))
                 .with_hint("Look in the source's pg_stat_activity for sessions that set a transaction read write."));
         }
-        point = fence::locate(source).await?;
+        point = fence::locate(cutover, source, deadline).await?;
     }
 }
 
@@ -267,7 +303,14 @@ async fn wait_for_archive_end(
                 Some(last) if last > replayed => {
                     Look::NotYet(format!("it is in {replayed}, and the archive ends with {last}"))
                 }
-                _ => Look::Holds,
+                Some(_) => Look::Holds,
+                // what it replayed came from there
+                None => {
+                    return Err(CutoverError::refused(format!(
+                        "the archive does not hold {replayed}, which the replica has replayed"
+                    ))
+                    .with_hint("Set WALE_S3_PREFIX or WALE_FILE_PREFIX to the archive that feeds the replica."));
+                }
             })
         })
         .await
@@ -299,18 +342,14 @@ async fn go_over(cutover: &mut Cutover) -> Result<PromoteReport> {
     let timeline = turn_into_primary(cutover).await?;
     unhurry(cutover).await?;
     prove_writes(cutover).await?;
-    let stuck = |failed: CutoverError| {
-        failed.with_detail("The replica is promoted and can be written to; the source is still read-only.").with_hint(
-            "Mend the command and run cutover promote again: it goes on from here. Or go back to the source with cutover abort, which costs the replica.",
-        )
-    };
     if !cutover.journal.has(Mark::SwitchedToReplica) {
-        cutover.hook(Hook::SwitchToReplica).await.map_err(stuck)?;
+        // a command that was killed may have done its work
+        cutover.journal.record(Mark::SwitchingToReplica, "pointing the application at the replica", ())?;
+        cutover.hook(Hook::SwitchToReplica).await?;
         cutover.journal.record(Mark::SwitchedToReplica, "the application uses the replica", ())?;
     }
-    cutover.hook(Hook::MaintenanceOff).await.map_err(|failed| {
-        failed.with_hint("Mend the command and run cutover promote again, or switch maintenance off by hand.")
-    })?;
+    cutover.hook(Hook::MaintenanceOff).await?;
+    look_back(cutover).await;
     let began = cutover.journal.find(Mark::PromoteMaintenance).map(|entry| entry.at);
     let downtime = began.map_or(Duration::ZERO, |began| (OffsetDateTime::now_utc() - began).unsigned_abs());
     let fence_lsn =
@@ -326,6 +365,24 @@ async fn go_over(cutover: &mut Cutover) -> Result<PromoteReport> {
     };
     cutover.journal.record(Mark::PromoteDone, what, &report)?;
     Ok(report)
+}
+
+/// Looks once more at the source: a write behind the fence, between the last look and the promotion, is lost but not unsaid.
+async fn look_back(cutover: &mut Cutover) {
+    let Some(point) = cutover.journal.data::<FencePoint>(Mark::FencePoint) else { return };
+    let Ok(mut source) = cutover.connect(Place::Source, Access::ReadOnly).await else { return };
+    match fence::transactions_since(&mut source, &point).await {
+        Ok(0) | Err(_) => {}
+        Ok(later) => {
+            let what = format!(
+                "{later} transactions got a number on the source after {}: autovacuum's, or writes behind the fence that the replica lacks",
+                point.lsn
+            );
+            tracing::warn!("{what}");
+            let _ = cutover.journal.note(what);
+        }
+    }
+    source.close().await;
 }
 
 /// Promotes the replica unless it is a primary already; its timeline.
@@ -352,17 +409,19 @@ async fn turn_into_primary(cutover: &mut Cutover) -> Result<u32> {
                 })
             })
             .await
-            .map_err(|failed| failed.with_hint("Look in the replica's log; run cutover promote again to wait on."))?;
+            .map_err(|failed| failed.with_hint("Look in the replica's log."))?;
     }
+    // the catalogue's row has come along in the WAL, perhaps that of an earlier attempt
+    fence::lift(cutover, &mut replica, Mark::SourceFence).await?;
+    if !cutover.rehearsal.is_dry() {
+        fence::clear(&mut replica).await?;
+    }
+    marker::create(&mut replica, cutover.plan.application.as_ref().map(|application| application.user())).await?;
     if cutover.rehearsal.is_dry() {
-        fence::lift(cutover, &mut replica, Mark::SourceFence).await?;
         return Ok(0);
     }
     let file: String = replica.value("select pg_walfile_name(pg_current_wal_lsn())").await?;
     let timeline = file.parse().map_or(0, |name: SegmentName| name.timeline());
-    // the catalogue's row has come along in the WAL
-    fence::lift(cutover, &mut replica, Mark::SourceFence).await?;
-    marker::create(&mut replica, cutover.plan.application.as_ref().map(|application| application.user())).await?;
     replica.close().await;
     if !cutover.journal.has(Mark::Promoted) {
         cutover.journal.record(Mark::Promoted, format!("the replica is a primary on timeline {timeline}"), timeline)?;
@@ -386,12 +445,9 @@ async fn prove_writes(cutover: &mut Cutover) -> Result<()> {
         session.close().await;
         Ok(())
     };
-    proof.await.map_err(|failed: CutoverError| {
-        failed
-            .during("the application's role cannot write to the new primary")
-            .with_detail("The replica is promoted; the application still points at the source, which is read-only.")
-            .with_hint("Mend that and run cutover promote again: it goes on from here. Or go back to the source with cutover abort.")
-    })?;
+    proof
+        .await
+        .map_err(|failed: CutoverError| failed.during("the application's role cannot write to the new primary"))?;
     let what = format!("{} has written a row on the new primary", application.user());
     cutover.journal.record(Mark::WritesProved, what, ())
 }

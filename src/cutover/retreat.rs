@@ -13,7 +13,7 @@ use crate::pg::quote::identifier;
 use crate::pg::session::Access;
 
 /// How often lifting a fence is tried before a person has to.
-const TRIES: u32 = 5;
+const TRIES: u32 = 10;
 
 /// One of the two moves, as far as undoing it goes.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +73,11 @@ impl Move {
         match undone {
             Ok(()) => failed.with_detail(format!("All was undone: the {place} can be written to as before.")),
             Err(also) => {
-                let conninfo = if place == Place::Source { &cutover.plan.source } else { &cutover.plan.replica };
+                let conninfo = match place {
+                    Place::Source => &cutover.plan.source,
+                    Place::Replica => &cutover.plan.replica,
+                    Place::Target => &cutover.plan.target,
+                };
                 let database = conninfo.as_ref().map_or("…".to_owned(), |conninfo| identifier(conninfo.database()));
                 failed.with_detail(format!("Not all could be undone: {}.", joined(&also))).with_hint(format!(
                     "Run cutover abort as soon as that is mended, or by hand on the {place}: \

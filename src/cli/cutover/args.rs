@@ -53,8 +53,7 @@ pub(super) enum Step {
     Status(StatusArgs),
     Finish(FinishArgs),
     Run(RunArgs),
-    /// Go back to a safe state from any step, and say what was undone and what is left
-    Abort,
+    Abort(AbortArgs),
     /// Print what happened when
     Report,
 }
@@ -119,4 +118,14 @@ pub(super) struct RunArgs {
     /// Prepare the way back, as finish --reverse
     #[arg(long)]
     pub(super) reverse: bool,
+}
+
+/// Go back to a safe state from any step, and say what was undone and what is left
+///
+/// A step that is under way is undone; with none under way, the replication is taken away.
+#[derive(Debug, Args)]
+pub(super) struct AbortArgs {
+    /// The application still points at the source, although the command switch_to_replica was begun
+    #[arg(long)]
+    pub(super) not_switched: bool,
 }

@@ -24,7 +24,7 @@ use super::exit::{ExitStatus, Failure};
 use super::store::ArchiveConfig;
 use crate::commands::archive::Archive;
 use crate::cutover::Result;
-use crate::cutover::abort::abort;
+use crate::cutover::abort::{AbortOptions, abort};
 use crate::cutover::check::check;
 use crate::cutover::context::{Cutover, Mode};
 use crate::cutover::finish::{FinishOptions, finish};
@@ -78,9 +78,9 @@ impl Invocation<'_> {
             Step::Promote(args) => self.promote(&args, interrupted).await,
             Step::Finish(args) => self.finish(&args, interrupted).await,
             Step::Run(args) => self.walk(&args, interrupted).await,
-            Step::Abort => {
+            Step::Abort(args) => {
                 let mut cutover = self.open("abort", self.changing(), interrupted)?;
-                let report = abort(&mut cutover).await?;
+                let report = abort(&mut cutover, AbortOptions { not_switched: args.not_switched }).await?;
                 Ok(Outcome::new(outcome::abort_text(&report), &report).rehearsed(&cutover.rehearsal))
             }
             Step::Replicate(args) => self.replicate(&args, interrupted).await,

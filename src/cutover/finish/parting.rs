@@ -1,0 +1,191 @@
+//! From the dropped subscription to the application's new home, and what is tidied up after it.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use super::{Compared, FinalPoint, FinishReport, carried_tables, opposite, without_identity};
+use crate::cutover::context::Cutover;
+use crate::cutover::error::{CutoverError, Result};
+use crate::cutover::hook::Hook;
+use crate::cutover::journal::{Mark, time_text as at_text};
+use crate::cutover::link::Link;
+use crate::cutover::node::Place;
+use crate::cutover::plan::MissingIdentity;
+use crate::cutover::quantity::time_text;
+use crate::cutover::{fence, marker, publication, replica_identity, replication_role, slot, subscription};
+use crate::formats::error_line::joined;
+use crate::pg::session::Access;
+
+/// Drops the subscription and its slot, and sets up the way back.
+pub(super) async fn part(cutover: &mut Cutover, link: &Link, reverse: bool) -> Result<()> {
+    let stuck = |failed: CutoverError| {
+        failed
+            .with_detail(format!("The {} has everything; the application was not switched yet.", link.subscriber))
+            .with_hint("Mend that and run the same command again: it goes on from here.")
+    };
+    if !cutover.journal.has(Mark::SubscriptionDropped) {
+        drop_subscribers_side(cutover, link).await.map_err(stuck)?;
+        cutover.journal.record(Mark::SubscriptionDropped, "the subscription is dropped", ())?;
+    }
+    if let Err(failed) = drop_publishers_side(cutover, link).await {
+        // the subscriber has everything: a publisher that is gone must not keep the application from it
+        if reverse {
+            return Err(stuck(failed));
+        }
+        tracing::warn!(
+            "the slot may still be there, and keep WAL back; cutover abort tries again: {}",
+            joined(&failed)
+        );
+    }
+    let back = Link::new(&cutover.plan, opposite(link.direction));
+    if reverse && !cutover.journal.has(Mark::ReverseReady) {
+        set_up_the_way_back(cutover, &back)
+            .await
+            .map_err(|failed| stuck(failed).with_hint("Or run it without --reverse, and there will be no way back."))?;
+        let what = format!("the {} follows the {} from here on", back.subscriber, back.publisher);
+        cutover.journal.record(Mark::ReverseReady, what, ())?;
+    }
+    if !reverse && let Err(failed) = drop_half_made(cutover, &back).await {
+        tracing::warn!("a slot of the way back may still be there; cutover abort tries again: {}", joined(&failed));
+    }
+    Ok(())
+}
+
+/// What an attempt with --reverse may have left before it was run again without.
+async fn drop_half_made(cutover: &Cutover, back: &Link) -> Result<()> {
+    let mut publisher = cutover.connect(back.publisher, Access::ReadOnly).await?;
+    let was_begun = publication::exists(&mut publisher, back).await?;
+    publisher.close().await;
+    if was_begun { drop_link(cutover, back).await } else { Ok(()) }
+}
+
+/// Takes a link away: subscription, slot, publication; what is not there is none the worse.
+///
+/// # Errors
+///
+/// When a server refuses or is gone; run again it goes on.
+pub async fn drop_link(cutover: &Cutover, link: &Link) -> Result<()> {
+    drop_subscribers_side(cutover, link).await?;
+    drop_publishers_side(cutover, link).await
+}
+
+async fn drop_subscribers_side(cutover: &Cutover, link: &Link) -> Result<()> {
+    let mut subscriber = cutover.connect(link.subscriber, Access::ReadWrite).await?;
+    subscription::drop(&mut subscriber, link).await?;
+    subscriber.close().await;
+    Ok(())
+}
+
+/// Takes slot and publication away, which keep WAL back on the publisher, whatever the subscriber does.
+///
+/// # Errors
+///
+/// When the publisher refuses or is gone; run again it goes on.
+pub async fn drop_publishers_side(cutover: &Cutover, link: &Link) -> Result<()> {
+    let mut publisher = cutover.connect(link.publisher, Access::ReadWrite).await?;
+    slot::drop(&mut publisher, link).await?;
+    publication::drop(&mut publisher, link).await?;
+    publisher.close().await;
+    Ok(())
+}
+
+/// A link that begins at this moment, with the rows that are there already. The slot is made while nobody can write.
+async fn set_up_the_way_back(cutover: &Cutover, back: &Link) -> Result<()> {
+    let mut publisher = cutover.connect(back.publisher, Access::ReadWrite).await?;
+    let mut subscriber = cutover.connect(back.subscriber, Access::ReadWrite).await?;
+    if cutover.plan.replication.missing_identity == MissingIdentity::Full {
+        for table in without_identity(cutover, &mut publisher).await? {
+            publisher.change(&format!("alter table {} replica identity full", table.quoted())).await?;
+        }
+    }
+    let carried = carried_tables(cutover, &mut publisher).await?;
+    publication::create(&mut publisher, back, Some(&carried)).await?;
+    slot::create(&mut publisher, back).await?;
+    subscription::create(&mut subscriber, back, back.connection(&cutover.plan)?, false).await?;
+    publisher.close().await;
+    subscriber.close().await;
+    Ok(())
+}
+
+/// Points the application at the subscriber.
+pub(super) async fn switch(cutover: &mut Cutover, link: &Link, reverse: bool) -> Result<FinishReport> {
+    let mut subscriber = cutover.connect(link.subscriber, Access::ReadWrite).await?;
+    fence::clear(&mut subscriber).await?;
+    subscriber.close().await;
+    if !cutover.journal.has(Mark::SwitchedToSubscriber) {
+        let hook = if link.subscriber == Place::Target { Hook::SwitchToTarget } else { Hook::SwitchToReplica };
+        cutover.hook(hook).await.map_err(|failed| {
+            failed
+                .with_detail(format!("The {} has everything; the application was not switched yet.", link.subscriber))
+                .with_hint("Mend the command and run the same step again: it goes on from here.")
+        })?;
+        let what = format!("the application uses the {}", link.subscriber);
+        cutover.journal.record(Mark::SwitchedToSubscriber, what, ())?;
+    }
+    cutover.hook(Hook::MaintenanceOff).await.map_err(|failed| {
+        failed.with_hint("Mend the command and run the same step again, or switch maintenance off by hand.")
+    })?;
+    lift_fence(cutover, link).await;
+    let began = cutover.journal.find(Mark::FinishMaintenance).map(|entry| entry.at);
+    let downtime = began.map_or(Duration::ZERO, |began| (OffsetDateTime::now_utc() - began).unsigned_abs());
+    let compared: Compared = cutover.journal.data(Mark::Compared).unwrap_or_default();
+    let report = FinishReport {
+        direction: link.direction,
+        downtime_milliseconds: u64::try_from(downtime.as_millis()).unwrap_or(u64::MAX),
+        final_lsn: cutover.journal.data::<FinalPoint>(Mark::FinalPoint).map(|point| point.lsn).unwrap_or_default(),
+        sequences: cutover.journal.data(Mark::SequencesSet).unwrap_or_default(),
+        compared_tables: compared.tables,
+        not_compared: compared.not_compared,
+        is_reversible: reverse,
+    };
+    let what = match began {
+        Some(began) => format!("the move is over: {} of downtime since {}", time_text(downtime), at_text(began)),
+        None => "the move is over".to_owned(),
+    };
+    cutover.journal.record(Mark::FinishDone, what, &report)?;
+    if !reverse && let Err(failed) = tidy(cutover).await {
+        tracing::warn!(
+            "the move is over, but not all that served it could be removed; cutover abort tries again: {}",
+            joined(&failed)
+        );
+    }
+    Ok(report)
+}
+
+/// Lifts the publisher's fence when nobody is pointed there any more: before that, whoever still was could write what nothing
+/// carries over. The publisher's work is done, so that this is no reason to fail.
+async fn lift_fence(cutover: &mut Cutover, link: &Link) {
+    if !cutover.journal.has(Mark::PublisherFence) || cutover.plan.finish.leave_publisher_read_only {
+        return;
+    }
+    let lifted = async {
+        let mut publisher = cutover.connect(link.publisher, Access::ReadWrite).await?;
+        fence::lift(cutover, &mut publisher, Mark::PublisherFence).await?;
+        publisher.close().await;
+        cutover.journal.undo(Mark::PublisherFence, format!("the {} is no longer read-only", link.publisher))
+    };
+    if let Err(failed) = lifted.await {
+        tracing::warn!("the {} stays read-only: {}", link.publisher, joined(&failed));
+    }
+}
+
+/// Removes what served the moves: the replication role, the markers, REPLICA IDENTITY FULL.
+///
+/// # Errors
+///
+/// When a server refuses or is gone; run again it goes on.
+pub async fn tidy(cutover: &mut Cutover) -> Result<()> {
+    let mut replica = cutover.connect(Place::Replica, Access::ReadWrite).await?;
+    replica_identity::put_back(cutover, &mut replica).await?;
+    if cutover.journal.has(Mark::ReplicationRole) {
+        replication_role::drop(&mut replica, &cutover.plan.replication.role).await?;
+        cutover.journal.undo(Mark::ReplicationRole, format!("the role {} is gone", cutover.plan.replication.role))?;
+    }
+    marker::remove(&mut replica).await?;
+    replica.close().await;
+    let mut target = cutover.connect(Place::Target, Access::ReadWrite).await?;
+    marker::remove(&mut target).await?;
+    target.close().await;
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! What comes before the downtime: everything that can be known, and everything that takes long.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use serde::Deserialize;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use super::{Prepared, carried_tables, handover, opposite, tell, without_identity};
+use crate::cutover::comparison::{ComparisonReport, Outcome, compare_tables};
+use crate::cutover::context::{Cutover, Look};
+use crate::cutover::error::{CutoverError, Result};
+use crate::cutover::fence;
+use crate::cutover::journal::Mark;
+use crate::cutover::link::{Direction, Link};
+use crate::cutover::marker;
+use crate::cutover::node::Node;
+use crate::cutover::plan::MissingIdentity;
+use crate::cutover::quantity::{bytes_text, time_text};
+use crate::cutover::subscription::{self, CopyState};
+use crate::cutover::tables::Table;
+use crate::pg::quote::{identifier, literal};
+use crate::pg::session::Access;
+
+/// How long the gate is waited for before the user is told that it does not open.
+const GATE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// How long a statement may take that reads whole tables while the application works.
+const LONG_STATEMENT: Duration = Duration::from_secs(24 * 3600);
+
+/// How long what was prepared counts.
+const PREPARED_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// What must hold before anything is done; the tables that are carried over.
+pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Result<Vec<Table>> {
+    if link.direction == Direction::Forward && !cutover.journal.has(Mark::ReplicateDone) {
+        return Err(CutoverError::refused("the replication is not set up yet")
+            .with_hint("Run cutover replicate to its end first; cutover status shows how far it is."));
+    }
+    let mut publisher = cutover.connect(link.publisher, Access::ReadOnly).await?;
+    let mut subscriber = cutover.connect(link.subscriber, Access::ReadOnly).await?;
+    fence::look_for_obstacles(&mut publisher).await?;
+    let states = subscription::table_states(&mut subscriber, link).await?;
+    if states.is_empty() {
+        return Err(CutoverError::refused(format!(
+            "the {} has no subscription \"{}\"",
+            link.subscriber, link.subscription
+        ))
+        .with_hint("Run cutover replicate, or cutover abort."));
+    }
+    let waiting: Vec<_> =
+        states.iter().filter(|state| state.state != CopyState::Ready).map(|state| state.label()).collect();
+    if !waiting.is_empty() {
+        let shown = waiting.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+        return Err(CutoverError::refused(format!("{} tables are not copied yet", waiting.len()))
+            .with_detail(format!("Among them {shown}."))
+            .with_hint("Wait until cutover status shows all of them ready."));
+    }
+    if reverse {
+        Link::new(&cutover.plan, opposite(link.direction)).connection(&cutover.plan)?;
+        let level = subscriber.setting("wal_level").await?.unwrap_or_default();
+        if level != "logical" {
+            return Err(CutoverError::refused(format!("the {} cannot publish: its wal_level is {level}", link.subscriber))
+                .with_hint("Set wal_level = logical (on Aurora rds.logical_replication = 1) and restart it, or finish without --reverse."));
+        }
+        let may_replicate: bool = subscriber
+            .value(
+                "select rolsuper or rolreplication or coalesce((select pg_has_role(oid, 'usage') from pg_roles r \
+                 where r.rolname = 'rds_replication'), false) from pg_roles where rolname = current_user",
+            )
+            .await?;
+        if !may_replicate {
+            return Err(CutoverError::refused(format!(
+                "\"{}\" may not make a slot on the {}",
+                subscriber.user(),
+                link.subscriber
+            ))
+            .with_hint("Give it REPLICATION (on Aurora: grant rds_replication to it), or finish without --reverse."));
+        }
+        let free_slots: i64 = subscriber
+            .value("select current_setting('max_replication_slots')::bigint - count(*) from pg_replication_slots")
+            .await?;
+        if free_slots < 1 {
+            return Err(CutoverError::refused(format!("the {} has no free replication slot", link.subscriber))
+                .with_hint("Raise max_replication_slots there, or finish without --reverse."));
+        }
+        let lacking = without_identity(cutover, &mut subscriber).await?;
+        if !lacking.is_empty() && cutover.plan.replication.missing_identity == MissingIdentity::Refuse {
+            let labels: Vec<_> = lacking.iter().map(Table::label).collect();
+            return Err(CutoverError::refused(format!("{} tables of the {} could not be updated once they are published", lacking.len(), link.subscriber))
+                .with_detail(format!("They have no primary key and no other replica identity: {}.", labels.join(", ")))
+                .with_hint("Run ALTER TABLE … REPLICA IDENTITY FULL on each, set replication.missing_identity in the plan, or finish without --reverse."));
+        }
+    }
+    let carried = carried_tables(cutover, &mut publisher).await?;
+    let followed: HashSet<_> = states.iter().map(|state| state.label()).collect();
+    let left_out: Vec<_> = carried.iter().map(Table::label).filter(|label| !followed.contains(label)).collect();
+    if !left_out.is_empty() {
+        return Err(CutoverError::refused(format!("{} tables are not followed by the subscription", left_out.len()))
+            .with_detail(format!("They were made after it, and their rows would be lost: {}.", left_out.join(", ")))
+            .with_hint(format!(
+                "Make them on the {} and run there: alter subscription {} refresh publication;{}",
+                link.subscriber,
+                identifier(&link.subscription),
+                if link.direction == Direction::Back { " add them to the publication first." } else { "" }
+            )));
+    }
+    publisher.close().await;
+    subscriber.close().await;
+    Ok(carried)
+}
+
+/// What takes long, while the application works: done once for each move.
+pub(super) async fn prepare(cutover: &mut Cutover, link: &Link, carried: &[Table]) -> Result<()> {
+    let is_fresh = |at: OffsetDateTime| OffsetDateTime::now_utc() - at < PREPARED_FOR;
+    if cutover.journal.find(Mark::Prepared).is_some_and(|entry| is_fresh(entry.at)) {
+        return Ok(());
+    }
+    let mut publisher = cutover.connect(link.publisher, Access::ReadOnly).await?;
+    let mut subscriber = cutover.connect(link.subscriber, Access::ReadWrite).await?;
+    subscriber.limit(LONG_STATEMENT).await?;
+    tracing::info!("gathering statistics on the {}", link.subscriber);
+    // without them the new home's first minutes go to sequential scans; what this user does not own is passed over
+    subscriber.change("analyze").await?;
+    // a view's functions may name things by the path of the database
+    subscriber.change("reset search_path").await?;
+    for view in stale_views(&mut publisher, &mut subscriber).await? {
+        tracing::info!("refreshing {view} on the {}", link.subscriber);
+        subscriber.change(&format!("refresh materialized view {view}")).await?;
+    }
+    subscriber.change("set search_path = pg_catalog").await?;
+    if !cutover.rehearsal.permits("compare", "all rows of all tables") {
+        return Ok(());
+    }
+    let report = compare_tables(cutover, &mut publisher, &mut subscriber, carried, None, &[]).await?;
+    tell(&report.notes);
+    report.require_no_difference(link.publisher, link.subscriber)?;
+    refuse_unreadable(&report)?;
+    let prepared = Prepared { changing: report.unknown().map(|table| table.table.clone()).collect() };
+    let what = format!(
+        "{} of {} tables are the same on both sides; the others are being written to",
+        report.proved().count(),
+        carried.len()
+    );
+    publisher.close().await;
+    subscriber.close().await;
+    cutover.journal.record(Mark::Prepared, what, prepared)
+}
+
+/// A table that could not be compared because a server refused is no table that is the same.
+fn refuse_unreadable(report: &ComparisonReport) -> Result<()> {
+    let refused = |table: &crate::cutover::comparison::Comparison| match &table.outcome {
+        Outcome::NotCompared { reason } => Some(format!("{}: {reason}", table.table)),
+        _ => None,
+    };
+    let refused: Vec<_> = report.tables.iter().filter_map(refused).collect();
+    match refused.is_empty() {
+        true => Ok(()),
+        false => Err(CutoverError::refused(format!("{} tables could not be compared", refused.len()))
+            .with_detail(format!("{}.", refused.join("; ")))
+            .with_hint("Let both users read all columns of these tables, and make them alike on both sides.")),
+    }
+}
+
+/// Materialized views that have rows on the publisher, by their name for SQL, in the order of their making.
+async fn stale_views(publisher: &mut Node, subscriber: &mut Node) -> Result<Vec<String>> {
+    let views: Vec<ViewName> = publisher
+        .rows(
+            "select format('%I.%I', n.nspname, c.relname) as name from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+             where c.relkind = 'm' and c.relispopulated order by c.oid",
+        )
+        .await?;
+    let mut there = Vec::new();
+    for view in views {
+        let question = format!(
+            "select coalesce((select pg_has_role(relowner, 'usage') from pg_class where oid = to_regclass({})), false)",
+            literal(&view.name)
+        );
+        match subscriber.value::<bool>(&question).await? {
+            true => there.push(view.name),
+            false => {
+                tracing::warn!("the materialized view {} is not refreshed: it is not there, or is another's", view.name)
+            }
+        }
+    }
+    Ok(there)
+}
+
+#[derive(Debug, Deserialize)]
+struct ViewName {
+    name: String,
+}
+
+/// Waits until the subscriber has kept close to the publisher for a stretch, and has a row that was just written.
+pub(super) async fn wait_for_gate(cutover: &mut Cutover, link: &Link) -> Result<()> {
+    let mut publisher = cutover.connect(link.publisher, Access::ReadWrite).await?;
+    let mut subscriber = cutover.connect(link.subscriber, Access::ReadOnly).await?;
+    let (limit, stretch) = (cutover.plan.finish.lag_limit, cutover.plan.finish.lag_stretch);
+    let deadline = Instant::now() + GATE_TIMEOUT;
+    let lag = format!(
+        "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), confirmed_flush_lsn)::bigint \
+         from pg_replication_slots where slot_name = {}",
+        literal(&link.slot)
+    );
+    let mut close_since: Option<Instant> = None;
+    let what = format!("the {} has been within {} for {}", link.subscriber, bytes_text(limit), time_text(stretch));
+    cutover
+        .until(what, Some(deadline), async || {
+            let behind: Option<i64> = publisher.value(&lag).await?;
+            let Some(behind) = behind.and_then(|behind| u64::try_from(behind).ok()) else {
+                return Err(lost_slot(link));
+            };
+            if behind > limit {
+                close_since = None;
+                return Ok(Look::NotYet(format!("it is {} behind", bytes_text(behind))));
+            }
+            let since = *close_since.get_or_insert_with(Instant::now);
+            Ok(if since.elapsed() >= stretch {
+                Look::Holds
+            } else {
+                Look::NotYet(format!("it is {} behind, for {} now", bytes_text(behind), time_text(since.elapsed())))
+            })
+        })
+        .await
+        .map_err(|failed| failed.with_hint("See cutover status for what holds it up; or raise finish.lag_limit."))?;
+    let id = marker::write(&mut publisher, "gate").await?;
+    let deadline = Instant::now() + cutover.plan.finish.budget;
+    handover::wait_for_marker(cutover, link, &mut subscriber, &id, deadline).await?;
+    publisher.close().await;
+    subscriber.close().await;
+    Ok(())
+}
+
+fn lost_slot(link: &Link) -> CutoverError {
+    CutoverError::refused(format!("the {} has no usable slot \"{}\"", link.publisher, link.slot))
+        .with_detail("Without it the subscriber can never have everything.")
+        .with_hint("Begin anew: cutover abort, empty the tables on the subscriber, cutover replicate.")
+}
