@@ -365,6 +365,15 @@ fn what_cannot_work_is_refused_before_anything_is_made() {
     pair.refused(&old, &["could not run \"/nonexistent/pg_dump\"", "schema.pg_dump"]);
     assert_eq!((pair.subscriptions(), pair.slots()), ("0".into(), "0".into()));
 
+    // what has our names and is not ours is left alone
+    pair.on_publisher("select pg_create_logical_replication_slot('to_app', 'pgoutput')");
+    pair.refused(&[], &["slot \"to_app\" that is not this cutover's", "replication.slot"]);
+    assert_eq!(pair.slots(), "1");
+    pair.on_publisher("select pg_drop_replication_slot('to_app')");
+    pair.on_target("create subscription to_app connection '' publication p with (connect = false, slot_name = none)");
+    pair.refused(&[], &["subscription \"to_app\" that is not this cutover's"]);
+    pair.on_target("drop subscription to_app");
+
     // the subscription's own login fails: no slot is left behind
     pair.publisher.psql("create role wal_eve_replication password 'another'");
     pair.refused(&[], &["publisher", "password", "The slot was dropped again"]);
