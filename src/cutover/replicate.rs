@@ -208,14 +208,13 @@ async fn finish_copy(
         copy_wait::wait(cutover, link, tables).await?;
         cutover.journal.record(Mark::Copied, format!("all {} tables are copied and followed", tables.len()), ())?;
     }
-    if cutover.plan.schema.copy && !cutover.journal.has(Mark::SchemaRest) {
-        let mut publisher = cutover.connect(link.publisher, Access::ReadOnly).await?;
-        copy_schema(cutover, &mut publisher, Part::Rest).await?;
-        cutover.journal.record(
-            Mark::SchemaRest,
-            "secondary indexes, foreign keys and triggers are on the target",
-            (),
-        )?;
+    if cutover.plan.schema.copy {
+        if !cutover.journal.has(Mark::SchemaRest) {
+            let mut publisher = cutover.connect(link.publisher, Access::ReadOnly).await?;
+            copy_schema(cutover, &mut publisher, Part::Rest).await?;
+            let what = "secondary indexes, foreign keys and triggers are on the target";
+            cutover.journal.record(Mark::SchemaRest, what, ())?;
+        }
         let mut subscriber = cutover.connect(link.subscriber, Access::ReadWrite).await?;
         schema_copy::forget(&mut subscriber).await?;
     }
