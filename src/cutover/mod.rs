@@ -3,6 +3,9 @@
 //! * [`plan`]: what is to be done; [`journal`]: what was done
 //! * [`context`]: what every step stands on; [`node`]: a session with one of the three servers; [`hook`]: the user's commands
 //! * [`fence`]: no more writes to a server, and its last write; [`tables`] and [`sequences`]: what is to be carried over
+//! * [`link`]: one way of logical replication, made of [`publication`], [`slot`], [`subscription`], [`replication_role`] and
+//!   [`replica_identity`]; [`preconditions`]: what it needs; [`schema_copy`]: the tables for it; [`copy_wait`]: its initial copy
+//! * [`observer`]: what there is to see of it, as a [`status`]
 //! * the steps: [`check`], [`promote`], [`replicate`], [`status`], [`finish`], [`abort`], [`report`]
 
 pub mod context;
