@@ -365,6 +365,15 @@ fn what_cannot_work_is_refused_before_anything_is_made() {
     pair.refused(&old, &["could not run \"/nonexistent/pg_dump\"", "schema.pg_dump"]);
     assert_eq!((pair.subscriptions(), pair.slots()), ("0".into(), "0".into()));
 
+    // what has our names and is not ours is left alone
+    pair.on_publisher("select pg_create_logical_replication_slot('to_app', 'pgoutput')");
+    pair.refused(&[], &["slot \"to_app\" that is not this cutover's", "replication.slot"]);
+    assert_eq!(pair.slots(), "1");
+    pair.on_publisher("select pg_drop_replication_slot('to_app')");
+    pair.on_target("create subscription to_app connection '' publication p with (connect = false, slot_name = none)");
+    pair.refused(&[], &["subscription \"to_app\" that is not this cutover's"]);
+    pair.on_target("drop subscription to_app");
+
     // the subscription's own login fails: no slot is left behind
     pair.publisher.psql("create role wal_eve_replication password 'another'");
     pair.refused(&[], &["publisher", "password", "The slot was dropped again"]);
@@ -384,6 +393,14 @@ fn what_cannot_work_is_refused_before_anything_is_made() {
     assert_eq!(pair.on_target("select id from a"), "1");
     let published = pair.on_publisher("select string_agg(tablename::text, ',' order by 1) from pg_publication_tables");
     assert_eq!(published, "a,marker");
+
+    // where REPLICATION is nobody's to give
+    pair.database("managed");
+    pair.publisher.psql("create role rds_replication");
+    let rehearsal =
+        pair.run("replicate", &["--dry-run", "--set", "replication.role=other"]).assert_success().stdout_text();
+    assert!(rehearsal.contains("with login password '********'; grant rds_replication to \"other\""), "{rehearsal}");
+    assert!(!rehearsal.contains("login replication"), "{rehearsal}");
 }
 
 #[test]
@@ -497,7 +514,25 @@ fn killed_at_any_mark_it_goes_on() {
         pair.assert_same_content();
         assert_eq!((pair.subscriptions(), pair.slots()), ("1".into(), "1".into()), "{mark}");
         assert_eq!(pair.on_target("select count(*) from pg_indexes where indexname = 'orders_at'"), "1", "{mark}");
+        assert_eq!(pair.on_target("select count(*) from pg_class where relname = 'schema_copy'"), "0", "{mark}");
         assert_eq!(pair.on_publisher("select relreplident from pg_class where relname = 'no_identity'"), "f", "{mark}");
+    }
+}
+
+#[test]
+fn killed_at_any_time_it_goes_on() {
+    let mut pair = Pair::new(15, 18);
+    for delay in [100, 250, 400, 600, 900] {
+        pair.database(&format!("d{delay}"));
+        pair.on_publisher(SCHEMA);
+        let mut running = pair.wal_eve().spawn(pair.arguments("replicate", &[]));
+        std::thread::sleep(Duration::from_millis(delay));
+        running.kill9();
+        pair.run("replicate", &[]).assert_success();
+        pair.assert_same_content();
+        assert_eq!((pair.subscriptions(), pair.slots()), ("1".into(), "1".into()), "{delay}");
+        assert_eq!(pair.on_target("select count(*) from pg_indexes where indexname = 'orders_at'"), "1", "{delay}");
+        assert_eq!(pair.on_target("select count(*) from pg_class where relname = 'schema_copy'"), "0", "{delay}");
     }
 }
 

@@ -65,15 +65,29 @@ pub async fn replicate(cutover: &mut Cutover, options: &ReplicateOptions) -> Res
         if cutover.journal.has(Mark::Copied) {
             return Err(copy_wait::gone(&link));
         }
+        // its subscription may only be switched off for a while
+        if !cutover.journal.has(Mark::Slot) && slot::find(&mut publisher, &link).await?.is_some() {
+            return Err(foreign(link.publisher, "slot", &link.slot));
+        }
         prepare(cutover, &link, &connection, &mut publisher, &mut subscriber, &tables).await?;
         subscribe(cutover, &link, &connection, &mut publisher, &mut subscriber).await?;
     } else {
+        // the journal knows before anything is made
+        if !cutover.journal.has(Mark::Subscription) {
+            return Err(foreign(link.subscriber, "subscription", &link.subscription));
+        }
         copy_wait::check_slot(&mut publisher, &link).await?;
         subscription::create(&mut subscriber, &link, &connection, true).await?;
     }
     publisher.close().await;
     subscriber.close().await;
     finish_copy(cutover, options, &link, &tables).await
+}
+
+fn foreign(place: Place, kind: &str, name: &str) -> CutoverError {
+    CutoverError::refused(format!("the {place} has a {kind} \"{name}\" that is not this cutover's"))
+        .with_detail("The journal does not say that it was made here. It was left as it is.")
+        .with_hint(format!("Drop it if nobody needs it, or give replication.{kind} another name in the plan; or give the journal with --journal."))
 }
 
 /// The tables that are published.
@@ -139,7 +153,7 @@ async fn subscribe(
     publisher: &mut Node,
     subscriber: &mut Node,
 ) -> Result<()> {
-    if slot::find(publisher, link).await?.is_none() && !cutover.journal.has(Mark::Slot) {
+    if !cutover.journal.has(Mark::Slot) {
         cutover.journal.record(Mark::Slot, format!("making the slot \"{}\"", link.slot), &link.slot)?;
     }
     slot::create(publisher, link).await?;
@@ -165,9 +179,6 @@ async fn take_slot_back(
             return Ok("The subscription was made all the same: run this again to go on.".to_owned());
         }
         cutover.journal.undo(Mark::Subscription, "the subscription could not be made")?;
-        if !cutover.journal.has(Mark::Slot) {
-            return Ok(format!("The slot \"{}\" was there before and stays.", link.slot));
-        }
         slot::drop(publisher, link).await?;
         cutover.journal.undo(Mark::Slot, "the slot is dropped again")?;
         Ok(format!("The slot was dropped again, so the {} keeps no WAL for it.", link.publisher))
@@ -197,14 +208,13 @@ async fn finish_copy(
         copy_wait::wait(cutover, link, tables).await?;
         cutover.journal.record(Mark::Copied, format!("all {} tables are copied and followed", tables.len()), ())?;
     }
-    if cutover.plan.schema.copy && !cutover.journal.has(Mark::SchemaRest) {
-        let mut publisher = cutover.connect(link.publisher, Access::ReadOnly).await?;
-        copy_schema(cutover, &mut publisher, Part::Rest).await?;
-        cutover.journal.record(
-            Mark::SchemaRest,
-            "secondary indexes, foreign keys and triggers are on the target",
-            (),
-        )?;
+    if cutover.plan.schema.copy {
+        if !cutover.journal.has(Mark::SchemaRest) {
+            let mut publisher = cutover.connect(link.publisher, Access::ReadOnly).await?;
+            copy_schema(cutover, &mut publisher, Part::Rest).await?;
+            let what = "secondary indexes, foreign keys and triggers are on the target";
+            cutover.journal.record(Mark::SchemaRest, what, ())?;
+        }
         let mut subscriber = cutover.connect(link.subscriber, Access::ReadWrite).await?;
         schema_copy::forget(&mut subscriber).await?;
     }

@@ -15,6 +15,9 @@ use crate::pg::conninfo::{MASK, Password};
 use crate::pg::quote::{identifier, literal};
 use crate::pg::scram;
 
+/// RDS and Aurora give this role's members what REPLICATION is elsewhere, and nobody the attribute.
+const MANAGED: &str = "rds_replication";
+
 #[derive(Debug, Deserialize)]
 struct Found {
     can_login: bool,
@@ -49,9 +52,13 @@ pub async fn create(node: &mut Node, role: &str, password: Option<&Password>) ->
         CutoverError::refused(format!("the role \"{role}\" is to be made on the {} and has no password", node.place()))
             .with_hint("Set replication.password_env or replication.password_file in the plan.")
     })?;
-    let statement = |verifier: &str| {
-        format!("create role {} with login replication password {}", identifier(role), literal(verifier))
+    let name = identifier(role);
+    let (attribute, membership) = match is_managed(node).await? {
+        true => ("login", format!("; grant {MANAGED} to {name}")),
+        false => ("login replication", String::new()),
     };
+    let statement =
+        |verifier: &str| format!("create role {name} with {attribute} password {}{membership}", literal(verifier));
     node.change_secretly(&statement(&scram::verifier(password)?), &statement(MASK)).await
 }
 
@@ -84,16 +91,15 @@ pub async fn grant(node: &mut Node, role: &str, tables: &[Table]) -> Result<()> 
     let name = identifier(role);
     let found = find(node, role).await?;
     if let Some(found) = &found {
-        let mut lacking = Vec::new();
         if !found.can_login {
-            lacking.push("login");
+            node.change(&format!("alter role {name} with login")).await?;
         }
-        // a managed server has a role of its own for that, and no such attribute
         if !found.can_replicate && !found.is_superuser {
-            lacking.push("replication");
-        }
-        if !lacking.is_empty() {
-            node.change(&format!("alter role {name} with {}", lacking.join(" "))).await?;
+            let statement = match is_managed(node).await? {
+                true => format!("grant {MANAGED} to {name}"),
+                false => format!("alter role {name} with replication"),
+            };
+            node.change(&statement).await?;
         }
     }
     let bypasses = found.as_ref().is_some_and(|found| found.bypasses_rls || found.is_superuser);
@@ -137,12 +143,18 @@ pub async fn drop(node: &mut Node, role: &str) -> Result<()> {
 async fn find(node: &mut Node, role: &str) -> Result<Option<Found>> {
     let found: Vec<Found> = node
         .rows(&format!(
-            "select rolcanlogin as can_login, rolreplication as can_replicate, rolsuper as is_superuser, \
-                    rolbypassrls as bypasses_rls from pg_roles where rolname = {}",
+            "select rolcanlogin as can_login, rolsuper as is_superuser, rolbypassrls as bypasses_rls, \
+                    rolreplication or exists (select from pg_roles m where m.rolname = '{MANAGED}' \
+                        and pg_has_role(r.oid, m.oid, 'member')) as can_replicate \
+             from pg_roles r where rolname = {}",
             literal(role)
         ))
         .await?;
     Ok(found.into_iter().next())
+}
+
+async fn is_managed(node: &mut Node) -> Result<bool> {
+    node.value(&format!("select exists (select from pg_roles where rolname = '{MANAGED}')")).await
 }
 
 async fn has_row_security(node: &mut Node, tables: &[Table]) -> Result<bool> {
