@@ -11,7 +11,7 @@ use std::time::Duration;
 use support::postgres::{is_alive, wait_until};
 use support::replica::{LIMIT, Source, prefetcher, segments_in, spool, status};
 use support::s3::Operation;
-use support::{Mode, PgCluster};
+use support::{Mode, PgCluster, Program, Tool};
 
 /// In KiB, while the process lives.
 fn peak_of_memory(pid: rustix::process::Pid) -> u64 {
@@ -126,4 +126,88 @@ fn segments_of_64_mib_are_replayed_from_the_spool() {
     standby.start();
     source.wait_for_rows(&standby);
     wait_for_hits(&source, &standby, 3);
+}
+
+#[test]
+fn each_minute_of_catching_up_is_summed_up_in_the_servers_log() {
+    let source = Source::new(15);
+    source.write(20);
+    let standby = source.standby();
+    standby.start();
+    let said = || standby.log().contains("segments in the last minute (");
+    // replay goes on for more than a minute, since there is always a little more
+    standby.wait_until("a minute was summed up", LIMIT, || {
+        source.write(1);
+        said()
+    });
+    let log = standby.log();
+    let line = log.lines().find(|line| line.contains("in the last minute (")).unwrap();
+    assert!(line.contains("replay took ") && line.contains("MB/s) and needs 0000000100000000"), "{line}");
+}
+
+#[test]
+fn a_gap_is_named_in_the_log_of_a_standby_that_waits_for_it() {
+    let source = Source::new(15);
+    source.write(10);
+    let keys = source.server().keys("b", "p/wal_005/");
+    let gap = keys.iter().filter(|key| key.ends_with(".lzo") && !key.contains(".backup")).nth_back(3).unwrap();
+    let lost = source.server().object("b", gap).unwrap().body;
+    source.server().delete("b", gap);
+    let standby = source.standby();
+    standby.start();
+    let name = gap.strip_prefix("p/wal_005/").unwrap().strip_suffix(".lzo").unwrap();
+    let line = format!("segment {name} is missing from the archive, although ");
+    standby.wait_until("the gap is named", LIMIT * 2, || standby.log().contains(&line));
+    assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
+    source.server().put_object("b", gap, lost.to_vec());
+    source.wait_for_rows(&standby);
+}
+
+#[test]
+fn segments_of_1_gib_are_replayed() {
+    let source = Source::with_segments_of(1024, 15);
+    source.write(1);
+    source.write(1);
+    let standby = source.standby();
+    standby.start();
+    source.wait_for_rows(&standby);
+    standby.stop(Mode::Fast);
+}
+
+#[test]
+fn pg_rewind_gets_its_segments_and_starts_no_prefetcher() {
+    let mut source = Source::new(15);
+    source.primary.configure("wal_log_hints = on");
+    source.primary.configure("wal_keep_size = 0");
+    source.primary.configure(&source.archive.restore_command(Program::WalEve));
+    source.primary.stop(Mode::Fast);
+    source.primary.start();
+    source.write(2);
+    let standby = source.standby();
+    standby.start();
+    source.wait_for_rows(&standby);
+    standby.promote();
+    standby.psql("insert into t values (-1, 'on the new primary'); checkpoint");
+    // the old primary goes its own way, until its log holds nothing from before they parted
+    source.write(8);
+    source.primary.psql("checkpoint");
+    source.write(2);
+    source.primary.psql("checkpoint");
+    source.primary.stop(Mode::Fast);
+
+    let old = source.primary.data_dir();
+    source.server().clear_requests();
+    let rewind = Tool::new(source.primary.bin().program("pg_rewind"), [("PGUSER", "postgres")]).timeout(LIMIT);
+    let server = format!("host={} port=5432 dbname=postgres", standby.socket_dir().display());
+    let target = format!("--target-pgdata={}", old.display());
+    rewind.run([&target, "-c", "--source-server", &server]).assert_success();
+    assert!(source.server().count(Operation::GetObject, "wal_005/") > 0, "it was to need the archive");
+    // the directory itself has come along from the new primary's pg_wal
+    let own_spool = spool(&source.primary);
+    assert!(!own_spool.exists() || segments_in(&own_spool).is_empty());
+    let prefetches_here = |process: fs::DirEntry| {
+        let arguments = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&arguments).contains(own_spool.to_str().unwrap())
+    };
+    assert!(!fs::read_dir("/proc").unwrap().flatten().any(prefetches_here));
 }

@@ -7,10 +7,8 @@ use super::error::{CutoverError, Result};
 use super::finish::{self, FinishReport, drop_link};
 use super::journal::Mark;
 use super::link::{Direction, Link};
-use super::marker;
 use super::node::Place;
 use super::promote;
-use super::replication_role;
 use crate::pg::session::Access;
 
 /// What an abort did.
@@ -114,6 +112,7 @@ async fn abort_finish(cutover: &mut Cutover, report: &mut AbortReport) -> Result
 
 async fn give_up_the_way_back(cutover: &mut Cutover, done: &FinishReport, report: &mut AbortReport) -> Result<()> {
     if !done.is_reversible {
+        finish::tidy(cutover).await?;
         report.left.push("The cutover is over; there is nothing under way to undo.".into());
         return Ok(());
     }
@@ -125,6 +124,7 @@ async fn give_up_the_way_back(cutover: &mut Cutover, done: &FinishReport, report
     drop_link(cutover, &link).await?;
     let over = FinishReport { is_reversible: false, ..done.clone() };
     cutover.journal.record(Mark::FinishDone, "the way back is given up", over)?;
+    finish::tidy(cutover).await?;
     report.undone.push(format!(
         "The {} no longer follows the {}, and keeps no WAL back there.",
         link.subscriber, link.publisher
@@ -136,29 +136,13 @@ async fn abort_replication(cutover: &mut Cutover, report: &mut AbortReport) -> R
     let link = Link::new(&cutover.plan, Direction::Forward);
     drop_link(cutover, &link).await?;
     report.undone.push("The subscription, its slot and the publication are gone.".into());
-    let mut publisher = cutover.connect(link.publisher, Access::ReadWrite).await?;
-    if cutover.journal.has(Mark::ReplicationRole) {
-        replication_role::drop(&mut publisher, &cutover.plan.replication.role).await?;
-        report.undone.push(format!("The role {} is gone.", cutover.plan.replication.role));
-    }
-    marker::remove(&mut publisher).await?;
-    let mut target = cutover.connect(Place::Target, Access::ReadWrite).await?;
-    marker::remove(&mut target).await?;
-    for mark in [
-        Mark::Subscription,
-        Mark::Slot,
-        Mark::Publication,
-        Mark::ReplicationRole,
-        Mark::ReplicaIdentity,
-        Mark::Copied,
-        Mark::ReplicateDone,
-    ] {
+    finish::tidy(cutover).await?;
+    report.undone.push("The replication role, REPLICA IDENTITY FULL and the markers are gone.".into());
+    for mark in [Mark::Subscription, Mark::Slot, Mark::Publication, Mark::Copied, Mark::ReplicateDone] {
         if cutover.journal.has(mark) {
             cutover.journal.undo(mark, "the replication was given up")?;
         }
     }
     report.left.push("The application stays where it is. The target keeps what was copied: empty its tables before the next cutover replicate.".into());
-    publisher.close().await;
-    target.close().await;
     Ok(())
 }

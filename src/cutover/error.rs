@@ -29,13 +29,22 @@ pub struct CutoverError {
     detail: Option<String>,
     hint: Option<String>,
     sqlstate: Option<String>,
+    is_unreachable: bool,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl CutoverError {
     fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), detail: None, hint: None, sqlstate: None, source: None }
+        Self {
+            kind,
+            message: message.into(),
+            detail: None,
+            hint: None,
+            sqlstate: None,
+            is_unreachable: false,
+            source: None,
+        }
     }
 
     /// What must not or cannot be done in this state. The message is in lower case and has no full stop.
@@ -96,7 +105,12 @@ impl CutoverError {
         self.kind
     }
 
-    /// The code of a server's own error, if it was one: five characters ("PostgreSQL Error Codes").
+    /// Whether a server did not answer at all: it may later.
+    pub fn is_unreachable(&self) -> bool {
+        self.is_unreachable
+    }
+
+    /// The code of the server's own error, if it was one: five characters ("PostgreSQL Error Codes").
     pub fn sqlstate(&self) -> Option<&str> {
         self.sqlstate.as_deref()
     }
@@ -124,8 +138,9 @@ impl From<PgError> for CutoverError {
         };
         let (detail, hint) = (failed.detail().map(str::to_owned), failed.hint().map(str::to_owned));
         let (message, sqlstate) = (failed.to_string(), failed.sqlstate().map(str::to_owned));
+        let is_unreachable = failed.kind() == pg::Kind::Unreachable;
         let source = failed.into_source();
-        Self { kind, message, detail, hint, sqlstate, source }
+        Self { kind, message, detail, hint, sqlstate, is_unreachable, source }
     }
 }
 

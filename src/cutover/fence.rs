@@ -88,9 +88,9 @@ pub async fn raise(cutover: &mut Cutover, node: &mut Node, mark: Mark, deadline:
                 let running: i64 = node
                     .value("select txid_snapshot_xmax(s) - txid_snapshot_xmin(s) from txid_current_snapshot() s")
                     .await?;
-                let so_far = match running {
-                    0 => so_far,
-                    _ => so_far.or(Some("a transaction is still running".to_owned())),
+                let so_far = match (so_far, running) {
+                    (None, 1..) => Some(running_transactions(node).await?),
+                    (so_far, _) => so_far,
                 };
                 // a session that was just coming up may not have been shown yet the first time
                 clean_looks = if so_far.is_none() { clean_looks + 1 } else { 0 };
@@ -160,11 +160,14 @@ pub async fn look_for_obstacles(node: &mut Node) -> Result<()> {
         .with_detail("It goes before the database's. Nothing was changed.")
         .with_hint(format!("Run: {}.", overriding.join("; "))));
     }
+    // one in another database also keeps the snapshot from ever being empty
     let prepared: Vec<Prepared> = node
-        .rows("select gid, owner::text, prepared::text from pg_prepared_xacts where database = current_database()")
+        .rows("select gid, owner::text, database::text, prepared::text from pg_prepared_xacts order by prepared")
         .await?;
     if !prepared.is_empty() {
-        let listed = |each: &Prepared| format!("\"{}\" of {} since {}", each.gid, each.owner, each.prepared);
+        let listed = |each: &Prepared| {
+            format!("\"{}\" of {} in {} since {}", each.gid, each.owner, each.database, each.prepared)
+        };
         return Err(CutoverError::refused(format!("the {place} cannot be fenced: it has prepared transactions"))
             .with_detail(format!(
                 "They are {}. Nothing was changed.",
@@ -179,6 +182,7 @@ pub async fn look_for_obstacles(node: &mut Node) -> Result<()> {
 struct Prepared {
     gid: String,
     owner: String,
+    database: String,
     prepared: String,
 }
 
@@ -211,6 +215,18 @@ async fn end_old_sessions(node: &mut Node, set_at: &str) -> Result<Option<String
     } else {
         Ok(Some(format!("these sessions cannot be ended by this user: {}", foreign.join(", "))))
     }
+}
+
+/// Who keeps the snapshot from being empty, as far as this user may see.
+async fn running_transactions(node: &mut Node) -> Result<String> {
+    let who: Option<String> = node
+        .value(
+            "select string_agg(format('pid %s of %s in %s', pid, usename, datname), ', ' order by xact_start) \
+             from pg_stat_activity where backend_xid is not null",
+        )
+        .await?;
+    let who = who.map_or_else(|| "this user may not see whose".to_owned(), |who| format!("of {who}"));
+    Ok(format!("a transaction is still running: {who}"))
 }
 
 fn describe(session: &OldSession) -> String {

@@ -20,12 +20,13 @@ use super::journal::{Mark, time_text as at_text};
 use super::link::{Direction, Link};
 use super::marker;
 use super::node::{Node, Place};
+use super::plan::MissingIdentity;
 use super::quantity::{bytes_text, time_text};
 use super::retreat::Move;
 use super::sequences::carry_over;
 use super::subscription::CopyState;
 use super::tables::{Table, tables};
-use super::{publication, slot, subscription};
+use super::{publication, replica_identity, replication_role, slot, subscription};
 use crate::formats::error_line::joined;
 use crate::pg::quote::literal;
 use crate::pg::session::Access;
@@ -180,13 +181,32 @@ async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Result<Vec<Tabl
             return Err(CutoverError::refused(format!("the {} cannot publish: its wal_level is {level}", link.subscriber))
                 .with_hint("Set wal_level = logical (on Aurora rds.logical_replication = 1) and restart it, or finish without --reverse."));
         }
+        let lacking = without_identity(cutover, &mut subscriber).await?;
+        if !lacking.is_empty() && cutover.plan.replication.missing_identity == MissingIdentity::Refuse {
+            let labels: Vec<_> = lacking.iter().map(Table::label).collect();
+            return Err(CutoverError::refused(format!("{} tables of the {} could not be updated once they are published", lacking.len(), link.subscriber))
+                .with_detail(format!("They have no primary key and no other replica identity: {}.", labels.join(", ")))
+                .with_hint("Run ALTER TABLE … REPLICA IDENTITY FULL on each, set replication.missing_identity in the plan, or finish without --reverse."));
+        }
     }
-    let selection = cutover.plan.replication.tables.as_deref();
-    let mut carried = tables(&mut publisher, selection).await?;
-    carried.retain(|table| table.is_logged);
+    let carried = carried_tables(cutover, &mut publisher).await?;
     publisher.close().await;
     subscriber.close().await;
     Ok(carried)
+}
+
+/// The tables of the plan that can be published.
+async fn carried_tables(cutover: &Cutover, node: &mut Node) -> Result<Vec<Table>> {
+    let mut carried = tables(node, cutover.plan.replication.tables.as_deref()).await?;
+    carried.retain(|table| table.is_logged);
+    Ok(carried)
+}
+
+/// Those of them whose updates would fail once they are published.
+async fn without_identity(cutover: &Cutover, node: &mut Node) -> Result<Vec<Table>> {
+    let mut lacking = carried_tables(cutover, node).await?;
+    lacking.retain(|table| !table.has_identity);
+    Ok(lacking)
 }
 
 fn opposite(direction: Direction) -> Direction {
@@ -454,9 +474,12 @@ pub async fn drop_link(cutover: &Cutover, link: &Link) -> Result<()> {
 async fn set_up_the_way_back(cutover: &Cutover, back: &Link) -> Result<()> {
     let mut publisher = cutover.connect(back.publisher, Access::ReadWrite).await?;
     let mut subscriber = cutover.connect(back.subscriber, Access::ReadWrite).await?;
-    let selection = cutover.plan.replication.tables.as_deref();
-    let mut carried = tables(&mut publisher, selection).await?;
-    carried.retain(|table| table.is_logged);
+    if cutover.plan.replication.missing_identity == MissingIdentity::Full {
+        for table in without_identity(cutover, &mut publisher).await? {
+            publisher.change(&format!("alter table {} replica identity full", table.quoted())).await?;
+        }
+    }
+    let carried = carried_tables(cutover, &mut publisher).await?;
     publication::create(&mut publisher, back, Some(&carried)).await?;
     slot::create(&mut publisher, back).await?;
     subscription::create(&mut subscriber, back, back.connection(&cutover.plan)?, false).await?;
@@ -503,5 +526,31 @@ async fn switch(cutover: &mut Cutover, link: &Link, reverse: bool) -> Result<Fin
         None => "the move is over".to_owned(),
     };
     cutover.journal.record(Mark::FinishDone, what, &report)?;
+    if !reverse && let Err(failed) = tidy(cutover).await {
+        tracing::warn!(
+            "the move is over, but not all that served it could be removed; cutover abort tries again: {}",
+            joined(&failed)
+        );
+    }
     Ok(report)
+}
+
+/// Removes what served the moves: the replication role, the markers, REPLICA IDENTITY FULL.
+///
+/// # Errors
+///
+/// When a server refuses or is gone; run again it goes on.
+pub async fn tidy(cutover: &mut Cutover) -> Result<()> {
+    let mut replica = cutover.connect(Place::Replica, Access::ReadWrite).await?;
+    replica_identity::put_back(cutover, &mut replica).await?;
+    if cutover.journal.has(Mark::ReplicationRole) {
+        replication_role::drop(&mut replica, &cutover.plan.replication.role).await?;
+        cutover.journal.undo(Mark::ReplicationRole, format!("the role {} is gone", cutover.plan.replication.role))?;
+    }
+    marker::remove(&mut replica).await?;
+    replica.close().await;
+    let mut target = cutover.connect(Place::Target, Access::ReadWrite).await?;
+    marker::remove(&mut target).await?;
+    target.close().await;
+    Ok(())
 }

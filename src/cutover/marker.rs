@@ -4,6 +4,7 @@ use time::OffsetDateTime;
 
 use super::error::Result;
 use super::node::Node;
+use super::schema_copy;
 use super::tables::OWN_SCHEMA;
 use crate::pg::quote::{identifier, literal};
 
@@ -58,11 +59,29 @@ pub async fn has_arrived(node: &mut Node, id: &str) -> Result<bool> {
     node.value(&format!("select exists (select from {} where id = {})", table(), literal(id))).await
 }
 
-/// Removes the table, and all that is in this program's schema.
+/// Removes the rows that an earlier attempt left, if there are any.
+///
+/// # Errors
+///
+/// When the server refuses or is gone.
+pub async fn clear(node: &mut Node) -> Result<()> {
+    let there: bool = node.value(&format!("select to_regclass({}) is not null", literal(&table()))).await?;
+    if there && node.value(&format!("select exists (select from {})", table())).await? {
+        node.change(&format!("truncate {}", table())).await?;
+    }
+    Ok(())
+}
+
+/// Removes the table, and the schema with all that this program keeps in it.
 ///
 /// # Errors
 ///
 /// When the server refuses or is gone.
 pub async fn remove(node: &mut Node) -> Result<()> {
-    node.change(&format!("drop schema if exists {OWN_SCHEMA} cascade")).await
+    node.change(&format!(
+        "drop table if exists {}, {}; drop schema if exists {OWN_SCHEMA}",
+        table(),
+        schema_copy::record_table()
+    ))
+    .await
 }

@@ -47,6 +47,8 @@ impl fmt::Display for CopyState {
 /// A table of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct TableState {
+    /// Its number on the subscriber.
+    pub oid: u32,
     /// Its schema.
     pub schema: String,
     /// Its name.
@@ -146,7 +148,7 @@ pub async fn find(node: &mut Node, link: &Link) -> Result<Option<Subscription>> 
 /// When the subscriber refuses or is gone.
 pub async fn table_states(node: &mut Node, link: &Link) -> Result<Vec<TableState>> {
     node.rows(&format!(
-        "select n.nspname as schema, c.relname as name, r.srsubstate as state \
+        "select c.oid::bigint as oid, n.nspname as schema, c.relname as name, r.srsubstate as state \
          from pg_subscription_rel r join pg_class c on c.oid = r.srrelid join pg_namespace n on n.oid = c.relnamespace \
          where r.srsubid = {} order by n.nspname, c.relname",
         oid(node.major(), link)

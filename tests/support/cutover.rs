@@ -77,13 +77,11 @@ impl MigrationOptions {
         }
         source.psql_as(APP, &self.schema).assert_success();
         let data = source.data_dir().to_str().unwrap().to_owned();
-        match self.archiver {
-            Program::WalEve => {
-                archive.wal_eve_with(&source).timeout(LIMIT).run(["backup-push", &data, "--fast"]).assert_success();
-            }
-            Program::WalE => {
-                archive.wal_e_with(&source).timeout(LIMIT).run(["backup-push", &data]).assert_success();
-            }
+        // WAL-E's own backups end with 14: their functions are gone from 15
+        if self.archiver == Program::WalE && self.major < 15 {
+            archive.wal_e_with(&source).timeout(LIMIT).run(["backup-push", &data]).assert_success();
+        } else {
+            archive.wal_eve_with(&source).timeout(LIMIT).run(["backup-push", &data, "--fast"]).assert_success();
         }
         let mut replica = PgCluster::without_data(self.major);
         let target = replica.data_dir().to_str().unwrap().to_owned();
@@ -101,6 +99,10 @@ impl MigrationOptions {
         ] {
             replica.configure(line);
         }
+        // a subscription of a user who is no superuser has to be asked for a password
+        let hba = replica.data_dir().join("pg_hba.conf");
+        let trusting = fs::read_to_string(&hba).unwrap();
+        fs::write(&hba, format!("local all wal_eve_replication scram-sha-256\n{trusting}")).unwrap();
         replica.configure_recovery(&archive.restore_command(Program::WalEve));
         replica.set_standby();
         replica.start();
@@ -111,7 +113,7 @@ impl MigrationOptions {
                 .configure("max_worker_processes = 16")
                 .init(major);
             target.start();
-            target.psql("create role app login");
+            target.psql("create role app login replication");
             target.psql("create database app owner app");
             if major >= 16 {
                 target.psql("grant pg_create_subscription to app");
@@ -238,24 +240,33 @@ pub fn conninfo(server: &PgCluster, user: &str) -> String {
 /// The application at work.
 pub struct Application {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<String>>,
+    thread: JoinHandle<Work>,
+}
+
+/// What an application saw.
+#[derive(Debug, Default)]
+pub struct Work {
+    /// What its statements answered, each committed.
+    pub committed: Vec<String>,
+    /// Keys that a sequence gave although they were taken, by the server's message.
+    pub collisions: Vec<String>,
 }
 
 impl Application {
     /// Stops it; what it saw committed.
     pub fn stop(self) -> Vec<String> {
+        self.stop_and_tell().committed
+    }
+
+    /// Stops it; all it saw.
+    pub fn stop_and_tell(self) -> Work {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
 }
 
-async fn write_until(
-    stop: &AtomicBool,
-    address: &PathBuf,
-    maintenance: &PathBuf,
-    statements: &[String],
-) -> Vec<String> {
-    let mut committed = Vec::new();
+async fn write_until(stop: &AtomicBool, address: &PathBuf, maintenance: &PathBuf, statements: &[String]) -> Work {
+    let mut work = Work::default();
     let mut session: Option<(String, PgConnection)> = None;
     let mut turns = statements.iter().cycle();
     while !stop.load(Ordering::Relaxed) {
@@ -275,10 +286,16 @@ async fn write_until(
         };
         let statement = turns.next().expect("there is one").clone();
         match sqlx::query_scalar::<_, String>(sqlx::AssertSqlSafe(statement)).fetch_one(connection).await {
-            Ok(text) => committed.push(text),
-            Err(_) => session = None,
+            Ok(text) => work.committed.push(text),
+            Err(error) => {
+                let server = error.as_database_error();
+                if server.and_then(|error| error.code()).is_some_and(|code| code == "23505") {
+                    work.collisions.push(error.to_string());
+                }
+                session = None;
+            }
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    committed
+    work
 }

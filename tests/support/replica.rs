@@ -38,7 +38,7 @@ impl Source {
         let archive = Archive::s3();
         let primary = PgCluster::options()
             .initdb(format!("--wal-segsize={mebibytes}"))
-            .configure(min_wal_size(mebibytes))
+            .configure(wal_sizes(mebibytes))
             .configure("archive_mode = on")
             .configure(archive.archive_command(Program::WalEve))
             .init(major);
@@ -82,7 +82,7 @@ impl Source {
     /// The newest backup, set up to follow the archive, but in no recovery mode yet.
     pub fn restored(&self) -> PgCluster {
         let mut cluster = restored(&self.archive, self.major, &[], &self.archive.restore_command(Program::WalEve));
-        cluster.configure(&min_wal_size(self.segment_mebibytes));
+        cluster.configure(&wal_sizes(self.segment_mebibytes));
         cluster
     }
 
@@ -185,9 +185,11 @@ pub fn restored(archive: &Archive, major: u32, options: &[&str], restore_command
     cluster
 }
 
-/// A server does not start with less than two segments.
-fn min_wal_size(segment_mebibytes: u32) -> String {
-    format!("min_wal_size = {}MB", 5 * segment_mebibytes)
+/// Lines of postgresql.conf: the server takes no less than twice a segment for either.
+fn wal_sizes(segment_mebibytes: u32) -> String {
+    let segments = if segment_mebibytes > 64 { 2 } else { 5 };
+    let min = segments * segment_mebibytes;
+    format!("min_wal_size = {min}MB\nmax_wal_size = {}MB", min.max(1024))
 }
 
 /// Where segments wait for `cluster`.

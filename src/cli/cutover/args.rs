@@ -49,7 +49,10 @@ pub(super) enum Step {
     /// exit status is 1 while anything would fail or be lost, else 0.
     Check,
     Promote(PromoteArgs),
+    Replicate(ReplicateArgs),
+    Status(StatusArgs),
     Finish(FinishArgs),
+    Run(RunArgs),
     /// Go back to a safe state from any step, and say what was undone and what is left
     Abort,
     /// Print what happened when
@@ -82,4 +85,38 @@ pub(super) struct PromoteArgs {
     /// Promote without proof: you have stopped all writes to the source and seen its last segment archived
     #[arg(long)]
     pub(super) without_fence: bool,
+}
+
+/// Set up logical replication from the promoted replica to the target, and copy all rows
+///
+/// Makes the role, the publication, the slot and the subscription, copies the schema where the plan says so, and waits until
+/// every table is copied and followed. The application goes on writing meanwhile. It can be interrupted at any time: the copy
+/// goes on, and running it again goes on with what is left.
+#[derive(Debug, Args)]
+pub(super) struct ReplicateArgs {
+    /// Return once the copy has begun; run replicate again later to complete it
+    #[arg(long)]
+    pub(super) no_wait: bool,
+}
+
+/// Print how far everything is: tables, lag, WAL that is kept, and what goes wrong
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    /// Print it anew every two seconds until interrupted; with --json one object a line
+    #[arg(long)]
+    pub(super) watch: bool,
+}
+
+/// All steps in their order, with a stop for confirmation at the two that cannot be undone
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// Confirm beforehand
+    #[arg(long)]
+    pub(super) yes: bool,
+    /// Promote without proof, as promote --without-fence
+    #[arg(long)]
+    pub(super) without_fence: bool,
+    /// Prepare the way back, as finish --reverse
+    #[arg(long)]
+    pub(super) reverse: bool,
 }

@@ -2,7 +2,12 @@
 
 mod args;
 mod check_text;
+mod confirmation;
 mod outcome;
+mod replicate_text;
+mod status_picture;
+mod status_watch;
+mod whole_way;
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 pub(super) use args::CutoverArgs;
-use args::{CommonArgs, PromoteArgs, Step};
+use args::{CommonArgs, FinishArgs, PromoteArgs, ReplicateArgs, StatusArgs, Step};
 use outcome::Outcome;
 
 use super::args::GlobalArgs;
@@ -25,6 +30,7 @@ use crate::cutover::context::{Cutover, Mode};
 use crate::cutover::finish::{FinishOptions, finish};
 use crate::cutover::plan::{Plan, SAMPLE};
 use crate::cutover::promote::{ArchiveEnd, PromoteOptions, promote};
+use crate::cutover::replicate::{ReplicateOptions, replicate};
 use crate::cutover::report::report;
 use crate::storage::retry::RetryPolicy;
 
@@ -45,7 +51,7 @@ pub(super) fn run(
         return Ok(ExitStatus::DONE);
     }
     let archive = archive(global, environment)?;
-    let invocation = Invocation { plan: read_plan(&common, environment)?, common: &common, archive };
+    let invocation = Invocation { plan: read_plan(&common, environment)?, common: &common, archive, print: &print };
     let outcome = runtime.block_on(async {
         let interrupted = interrupted();
         invocation.run(step, interrupted).await
@@ -61,6 +67,7 @@ struct Invocation<'a> {
     plan: Plan,
     common: &'a CommonArgs,
     archive: Option<Archive>,
+    print: &'a dyn Fn(&str),
 }
 
 impl Invocation<'_> {
@@ -69,17 +76,15 @@ impl Invocation<'_> {
             Step::Init => unreachable!("it needs no plan, and was printed above"),
             Step::Check => self.check(interrupted).await,
             Step::Promote(args) => self.promote(&args, interrupted).await,
-            Step::Finish(args) => {
-                let mut cutover = self.open("finish", self.changing(), interrupted)?;
-                let options = FinishOptions { reverse: args.reverse, back: args.back };
-                let report = finish(&mut cutover, options).await?;
-                Ok(Outcome::new(outcome::finish_text(&report), &report).rehearsed(&cutover.rehearsal))
-            }
+            Step::Finish(args) => self.finish(&args, interrupted).await,
+            Step::Run(args) => self.walk(&args, interrupted).await,
             Step::Abort => {
                 let mut cutover = self.open("abort", self.changing(), interrupted)?;
                 let report = abort(&mut cutover).await?;
                 Ok(Outcome::new(outcome::abort_text(&report), &report).rehearsed(&cutover.rehearsal))
             }
+            Step::Replicate(args) => self.replicate(&args, interrupted).await,
+            Step::Status(args) => self.status(&args, interrupted).await,
             Step::Report => {
                 let cutover = self.open("report", Mode::Look, interrupted)?;
                 let report = report(&cutover.journal);
@@ -106,6 +111,24 @@ impl Invocation<'_> {
         };
         let report = promote(&mut cutover, &options).await?;
         Ok(Outcome::new(outcome::promote_text(&report), &report).rehearsed(&cutover.rehearsal))
+    }
+
+    async fn replicate(&self, args: &ReplicateArgs, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
+        let mut cutover = self.open("replicate", self.changing(), interrupted)?;
+        let report = replicate(&mut cutover, &ReplicateOptions { wait: !args.no_wait }).await?;
+        Ok(Outcome::new(replicate_text::replicate_text(&report), &report).rehearsed(&cutover.rehearsal))
+    }
+
+    async fn finish(&self, args: &FinishArgs, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
+        let mut cutover = self.open("finish", self.changing(), interrupted)?;
+        let options = FinishOptions { reverse: args.reverse, back: args.back };
+        let report = finish(&mut cutover, options).await?;
+        Ok(Outcome::new(outcome::finish_text(&report), &report).rehearsed(&cutover.rehearsal))
+    }
+
+    async fn status(&self, args: &StatusArgs, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
+        let cutover = self.open("status", Mode::Look, interrupted)?;
+        status_watch::run(&cutover, args.watch, self.common.json).await
     }
 
     fn open(&self, step: &'static str, mode: Mode, interrupted: watch::Receiver<bool>) -> Result<Cutover> {

@@ -25,9 +25,18 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    pub(super) fn json(&self) -> &Value {
+        &self.json
+    }
+
     pub(super) fn new(text: String, json: impl Serialize) -> Self {
         let json = serde_json::to_value(json).expect("results have text for keys");
         Self { text, json, rehearsal: None, status: ExitStatus::DONE }
+    }
+
+    /// Of a step that has said everything by itself.
+    pub(super) fn printed_already() -> Self {
+        Self { text: String::new(), json: Value::Null, rehearsal: None, status: ExitStatus::DONE }
     }
 
     /// With what a dry run would do.
@@ -43,6 +52,9 @@ impl Outcome {
     }
 
     pub(super) fn printed(&self, as_json: bool, is_dry: bool) -> String {
+        if self.json.is_null() && self.text.is_empty() {
+            return String::new();
+        }
         match (as_json, self.rehearsal.as_ref().filter(|_| is_dry)) {
             (true, Some(lines)) => format!("{:#}\n", json!({"dry_run": lines})),
             (true, None) => format!("{:#}\n", self.json),

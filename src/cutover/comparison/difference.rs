@@ -23,8 +23,8 @@ const KEPT: usize = 40;
 /// Each part is divided into 2 to the power of this many.
 const PART_BITS: u32 = 10;
 
-/// How many parts are followed at a time.
-const FOLLOWED: usize = 4;
+/// How many parts are followed at a time: more than the rows that replication is carrying at any moment should touch.
+const FOLLOWED: usize = 16;
 
 /// How many times a part is divided.
 const DEPTH: u32 = 4;

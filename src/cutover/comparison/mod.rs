@@ -146,7 +146,8 @@ impl Comparison {
 ///
 /// With a budget nobody may write meanwhile: each table is compared as thoroughly as the time that is left allows, and a
 /// difference is one. Without a budget everything is compared while replication goes on: what differs is looked at again when
-/// the subscriber has caught up. The sessions' time limit is what it was before [`Node::limit`] afterwards.
+/// the subscriber has caught up. Afterwards questions have their usual
+/// time again.
 ///
 /// # Errors
 ///
@@ -171,31 +172,9 @@ pub async fn compare_tables(
     if comparer.only_counts {
         report.notes.push("The encodings of the two databases differ: rows are only counted.".to_owned());
     }
-    let all_bytes: u64 = tables.iter().map(|table| table.bytes).sum();
-    let (mut bytes, mut told) = (0, began);
-    for table in in_order(tables, first) {
-        if cutover.is_interrupted() {
-            return Err(CutoverError::interrupted());
-        }
-        let (sample, outcome) = comparer.compare(table).await?;
-        if matches!(outcome, Outcome::Differs { .. }) {
-            tracing::warn!("the table {} differs between the two sides", table.label());
-        }
-        report.tables.push(Comparison { table: table.label(), bytes: table.bytes, sample, outcome });
-        bytes += table.bytes;
-        if told.elapsed() >= PROGRESS_INTERVAL {
-            told = Instant::now();
-            tracing::info!(
-                "compared {} of {} tables, {} of {}, in {}",
-                report.tables.len(),
-                tables.len(),
-                bytes_text(bytes),
-                bytes_text(all_bytes),
-                time_text(began.elapsed())
-            );
-        }
-    }
-    sides.restore_limits().await?;
+    let compared = comparer.compare_all(&in_order(tables, first), &mut report).await;
+    let restored = sides.restore_limits().await;
+    compared.and(restored)?;
     report.milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(report)
 }
@@ -219,6 +198,35 @@ struct Comparer<'a, 'b> {
 }
 
 impl Comparer<'_, '_> {
+    async fn compare_all(&mut self, tables: &[&Table], report: &mut ComparisonReport) -> Result<()> {
+        let began = Instant::now();
+        let all_bytes = tables.iter().map(|table| table.bytes).sum();
+        let (mut bytes, mut told) = (0, began);
+        for table in tables {
+            if self.sides.cutover().is_interrupted() {
+                return Err(CutoverError::interrupted());
+            }
+            let (sample, outcome) = self.compare(table).await?;
+            if matches!(outcome, Outcome::Differs { .. }) {
+                tracing::warn!("the table {} differs between the two sides", table.label());
+            }
+            report.tables.push(Comparison { table: table.label(), bytes: table.bytes, sample, outcome });
+            bytes += table.bytes;
+            if told.elapsed() >= PROGRESS_INTERVAL {
+                told = Instant::now();
+                tracing::info!(
+                    "compared {} of {} tables, {} of {}, in {}",
+                    report.tables.len(),
+                    tables.len(),
+                    bytes_text(bytes),
+                    bytes_text(all_bytes),
+                    time_text(began.elapsed())
+                );
+            }
+        }
+        Ok(())
+    }
+
     async fn compare(&mut self, table: &Table) -> Result<(Option<Sample>, Outcome)> {
         match self.deadline {
             Some(deadline) => self.compare_within(table, deadline).await,

@@ -200,7 +200,7 @@ impl Obstacles {
         let quoted = other.quoted();
         let why = if !other.bounds().hold(value) {
             let (data_type, minimum, maximum) = (&other.data_type, other.minimum, other.maximum);
-            Some(format!("{label} is a {data_type} from {minimum} to {maximum} and cannot hold {value}"))
+            Some(format!("{label} ({data_type}, {minimum} to {maximum}) cannot hold {value}"))
         } else if other.increment.signum() != publisher.increment.signum() {
             Some(format!("{label} counts by {}, not by {}", other.increment, publisher.increment))
         } else {

@@ -1,0 +1,238 @@
+//! The second move of a cutover: dies anywhere and ends well, and until the subscription is dropped every failure leaves the
+//! publisher as it was.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic, also in its helpers")]
+
+mod support;
+
+use std::collections::HashSet;
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use support::PgCluster;
+use support::cutover::{LIMIT, Migration, MigrationOptions};
+use support::postgres::wait_until;
+
+const INSERT: &str = "insert into t (text) values (md5(random()::text)) returning id::text";
+
+const SCHEMA: &str = "create table t (id bigserial primary key, text text); create sequence lonely; \
+    insert into t (text) select 'row ' || n from generate_series(1, 200) n";
+
+/// The application is on the replica, and the target follows it.
+fn replicated(from: u32, to: u32) -> Migration {
+    let migration = MigrationOptions::from(from).to(to).schema(SCHEMA).make();
+    migration.cutover("promote").assert_success();
+    migration.cutover("replicate").assert_success();
+    fs::remove_file(migration.file("hooks")).unwrap();
+    migration
+}
+
+fn lost(server: &PgCluster, committed: &[String]) -> Vec<String> {
+    let there = server.psql_as("app", "select id from t").assert_success();
+    let there: HashSet<_> = there.stdout_text().lines().map(str::to_owned).collect();
+    committed.iter().filter(|id| !there.contains(*id)).cloned().collect()
+}
+
+fn address(migration: &Migration) -> String {
+    fs::read_to_string(migration.file("address")).unwrap()
+}
+
+/// Nobody was switched, the publisher takes writes, and they arrive at the target.
+fn assert_undone(migration: &Migration) {
+    assert!(migration.is_writable(&migration.replica), "the publisher is still fenced");
+    assert!(!migration.file("maintenance").exists(), "maintenance is still on");
+    assert_eq!(address(migration), migration.replica.socket_dir().to_str().unwrap());
+}
+
+/// The journal since the last move began.
+fn marks_of_the_move(migration: &Migration) -> String {
+    let journal = migration.journal();
+    journal.rsplit_once("\"finish-begun\"").map(|(_, since)| since.to_owned()).unwrap_or_default()
+}
+
+#[test]
+fn a_move_killed_anywhere_ends_well_when_run_again_there_and_back() {
+    let migration = replicated(15, 18);
+    let application = migration.application(&[INSERT]);
+    let marks = [
+        "finish-begun",
+        "prepared",
+        "finish-maintenance",
+        "publisher-fence",
+        "final-point",
+        "confirmed",
+        "compared",
+        "sequences-set",
+        "parting",
+        "subscription-dropped",
+        "reverse-ready",
+        "switched-to-subscriber",
+    ];
+    for (leg, mark) in marks.into_iter().enumerate() {
+        let (step, home) = match leg % 2 {
+            0 => ("finish --reverse", migration.target()),
+            _ => ("finish --back --reverse", &migration.replica),
+        };
+        let legs_before = migration.journal().matches("\"finish-begun\"").count();
+        let mut running = migration.spawn(step);
+        wait_until(mark, LIMIT, || {
+            let has_begun = migration.journal().matches("\"finish-begun\"").count() > legs_before;
+            has_begun && (mark == "finish-begun" || marks_of_the_move(&migration).contains(&format!("\"{mark}\"")))
+                || !running.is_running()
+        });
+        running.signal(Signal::KILL);
+        running.wait();
+        migration.cutover(step).assert_success();
+        assert_eq!(address(&migration), home.socket_dir().to_str().unwrap(), "killed at {mark}");
+        assert!(migration.is_writable(home), "killed at {mark}");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let work = application.stop_and_tell();
+    assert_eq!(work.collisions, Vec::<String>::new());
+    assert_eq!(lost(&migration.replica, &work.committed), Vec::<String>::new());
+    assert!(work.committed.len() > 100);
+}
+
+#[test]
+fn a_row_that_differs_is_named_and_nobody_waits() {
+    let migration = replicated(15, 18);
+    migration
+        .target()
+        .psql_as("app", "update t set text = 'other' where id = 77; delete from t where id = 78")
+        .assert_success();
+    let said = migration.cutover("finish").assert_code(1).stderr_text().to_owned();
+    for expected in ["public.t", "77", "78"] {
+        assert!(said.contains(expected), "{expected} is not in\n{said}");
+    }
+    assert_undone(&migration);
+    assert_eq!(migration.hooks(), Vec::<String>::new());
+}
+
+#[test]
+fn a_subscriber_that_stops_following_under_the_fence_gives_the_publisher_back() {
+    let migration = replicated(15, 18);
+    let psql = migration.target().bin().program("psql");
+    let disable = format!(
+        "{} -h {} -U postgres app -c 'alter subscription wal_eve_cutover disable'; echo maintenance_on >> {}",
+        psql.display(),
+        migration.target().socket_dir().display(),
+        migration.file("hooks").display(),
+    );
+    fs::write(migration.file("on.sh"), disable).unwrap();
+    let set = format!("hooks.maintenance_on=sh {}", migration.file("on.sh").display());
+    let arguments = ["cutover", "finish", "--set", &set, "--set", "finish.budget=3 s"];
+    let said = migration.wal_eve().run(arguments).assert_code(1).stderr_text().to_owned();
+    for expected in ["gave up waiting until the target has the publisher's last write", "All was undone"] {
+        assert!(said.contains(expected), "{expected} is not in\n{said}");
+    }
+    assert_undone(&migration);
+    assert_eq!(migration.hooks(), ["maintenance_on", "maintenance_off"]);
+    migration.target().psql_as("postgres", "select 1").code();
+    migration.target().try_psql("\\c app\nalter subscription wal_eve_cutover enable").assert_success();
+    migration.cutover("finish").assert_success();
+    assert_eq!(address(&migration), migration.target().socket_dir().to_str().unwrap());
+}
+
+#[test]
+fn a_sequence_that_the_target_lacks_is_named_and_the_publisher_given_back() {
+    let migration = replicated(15, 18);
+    migration.target().psql_as("app", "drop sequence lonely").assert_success();
+    let said = migration.cutover("finish").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("lonely") && said.contains("All was undone"), "{said}");
+    assert_undone(&migration);
+    migration.target().psql_as("app", "create sequence lonely").assert_success();
+    migration.cutover("finish").assert_success();
+}
+
+#[test]
+fn a_slot_that_is_gone_is_said_before_anybody_waits() {
+    let migration = replicated(15, 18);
+    migration.target().try_psql("\\c app\nalter subscription wal_eve_cutover disable").assert_success();
+    migration
+        .replica
+        .wait_until_sql("select not active from pg_replication_slots where slot_name = 'wal_eve_cutover'", LIMIT);
+    migration.replica.psql("select pg_drop_replication_slot('wal_eve_cutover')");
+    let said = migration.cutover("finish").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("no usable slot") && said.contains("cutover abort"), "{said}");
+    assert_undone(&migration);
+    assert_eq!(migration.hooks(), Vec::<String>::new());
+}
+
+#[test]
+fn without_a_way_back_there_is_none() {
+    let migration = replicated(15, 18);
+    let said = migration.cutover("finish --back").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("nothing to go back from"), "{said}");
+    migration.cutover("finish").assert_success();
+    let said = migration.cutover("finish --back").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("left no way back"), "{said}");
+    for (server, question) in [
+        (&migration.replica, "select count(*) from pg_replication_slots"),
+        (&migration.replica, "select count(*) from pg_roles where rolname = 'wal_eve_replication'"),
+        (migration.target(), "select count(*) from pg_subscription"),
+    ] {
+        assert_eq!(server.psql(question), "0", "{question}");
+    }
+    for server in [&migration.replica, migration.target()] {
+        let left = "select count(*) from pg_namespace where nspname = 'wal_eve_cutover'";
+        assert_eq!(server.psql_as("app", left).stdout_text().trim(), "0");
+    }
+}
+
+#[test]
+fn a_dry_run_shows_everything_and_changes_nothing() {
+    let migration = replicated(15, 18);
+    let before = migration.journal();
+    let shown = migration.cutover("finish --dry-run --reverse").assert_success().stdout_text().to_owned();
+    for expected in [
+        "command maintenance_on",
+        "replica: alter database \"app\" set default_transaction_read_only = on;",
+        "target: ",
+        "setval",
+        "drop subscription",
+        "pg_drop_replication_slot",
+        "create subscription \"wal_eve_cutover_back\"",
+        "command switch_to_target",
+    ] {
+        assert!(shown.contains(expected), "{expected} is not in\n{shown}");
+    }
+    assert!(!shown.contains("r3plication-s3cret"));
+    assert_undone(&migration);
+    assert_eq!((migration.journal(), migration.hooks()), (before, Vec::new()));
+}
+
+#[test]
+fn a_publisher_may_stay_read_only() {
+    let migration = replicated(15, 18);
+    migration.cutover("finish --set finish.leave_publisher_read_only=true").assert_success();
+    assert!(!migration.is_writable(&migration.replica));
+    assert!(migration.is_writable(migration.target()));
+}
+
+#[test]
+fn an_abort_takes_the_replication_away_and_leaves_the_publisher_as_it_was() {
+    let migration = replicated(15, 18);
+    let said = migration.cutover("abort").assert_success().stdout_text().to_owned();
+    assert!(said.contains("The subscription, its slot and the publication are gone."), "{said}");
+    assert_undone(&migration);
+    assert_eq!(migration.replica.psql("select count(*) from pg_replication_slots"), "0");
+    assert_eq!(migration.target().psql("select count(*) from pg_subscription"), "0");
+    // emptied, it can be replicated again
+    migration.target().psql_as("app", "truncate t").assert_success();
+    migration.cutover("replicate").assert_success();
+    migration.cutover("finish").assert_success();
+    assert_eq!(migration.target().psql_as("app", "select count(*) from t").stdout_text().trim(), "200");
+}
+
+#[test]
+fn an_abort_after_the_promotion_gives_the_source_back() {
+    let migration = MigrationOptions::from(15).schema(SCHEMA).make();
+    migration.wal_eve().run(["cutover", "promote", "--set", "hooks.switch_to_replica=exit 1"]).assert_code(1);
+    assert!(!migration.is_writable(&migration.source));
+    let said = migration.cutover("abort").assert_success().stdout_text().to_owned();
+    assert!(said.contains("restore it anew"), "{said}");
+    assert!(migration.is_writable(&migration.source) && !migration.file("maintenance").exists());
+    let said = migration.cutover("abort").assert_success().stdout_text().to_owned();
+    assert!(said.contains("Nothing was under way"), "{said}");
+}
