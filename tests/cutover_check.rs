@@ -173,7 +173,7 @@ fn a_replica_of_11_that_nothing_can_promote_is_told() {
 
 #[test]
 fn settings_unfit_for_a_publisher_and_a_primary_are_told() {
-    let mut migration = MigrationOptions::from(15).make();
+    let mut migration = MigrationOptions::from(15).to(18).make();
     for line in [
         "wal_level = replica",
         "max_replication_slots = 1",
