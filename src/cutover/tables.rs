@@ -75,6 +75,8 @@ impl Table {
 /// When the server refuses or is gone, or lacks a table of the selection.
 pub async fn tables(node: &mut Node, selection: Option<&[String]>) -> Result<Vec<Table>> {
     let generated = if node.major() >= Major::new(12) { "a.attgenerated <> ''" } else { "false" };
+    // a key's INCLUDEd columns are none of it
+    let key_columns = if node.major() >= Major::new(11) { "i.indnkeyatts" } else { "i.indnatts" };
     let wanted = match selection {
         None => String::new(),
         Some(names) => {
@@ -92,7 +94,8 @@ pub async fn tables(node: &mut Node, selection: Option<&[String]>) -> Result<Vec
                         as has_identity, \
                     coalesce((select json_agg(a.attname order by k.place) \
                         from pg_index i, unnest(i.indkey) with ordinality k (attnum, place), pg_attribute a \
-                        where i.indrelid = c.oid and i.indisprimary and a.attrelid = c.oid and a.attnum = k.attnum), '[]') as key, \
+                        where i.indrelid = c.oid and i.indisprimary and a.attrelid = c.oid and a.attnum = k.attnum \
+                          and k.place <= {key_columns}), '[]') as key, \
                     coalesce((select json_agg(json_build_object('name', a.attname, 'data_type', format_type(a.atttypid, a.atttypmod), \
                             'is_generated', {generated}, 'not_null', a.attnotnull) order by a.attnum) \
                         from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), '[]') as columns \

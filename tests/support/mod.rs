@@ -14,6 +14,7 @@
 )]
 
 pub mod archive;
+pub mod check_report;
 pub mod cutover;
 pub mod dir_tree;
 pub mod hand_made_backup;

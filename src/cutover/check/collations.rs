@@ -209,27 +209,27 @@ async fn used(node: &mut Node) -> Result<Vec<Used>> {
         ("'c'", "null::text", OF_DATABASE_BEFORE_15)
     };
     node.rows(&format!(
-        "with use as ( \
-            select distinct u.collation, i.indexrelid, i.indisunique, i.indisexclusion, \
+        "with used as ( \
+            select distinct u.of_collation, i.indexrelid, i.indisunique, i.indisexclusion, \
                    format('%I.%I', n.nspname, x.relname) as label \
             from pg_index i join pg_class c on c.oid = i.indrelid join pg_namespace n on n.oid = c.relnamespace \
-               join pg_class x on x.oid = i.indexrelid, unnest(i.indcollation) u (collation) \
-            where u.collation <> 0 and x.relkind = 'i' and c.relpersistence <> 't' and {USER_SCHEMAS}), \
-         part as (select distinct u.collation, format('%I.%I', n.nspname, c.relname) as label from pg_partitioned_table p \
+               join pg_class x on x.oid = i.indexrelid, unnest(i.indcollation) u (of_collation) \
+            where u.of_collation <> 0 and x.relkind = 'i' and c.relpersistence <> 't' and {USER_SCHEMAS}), \
+         part as (select distinct u.of_collation, format('%I.%I', n.nspname, c.relname) as label from pg_partitioned_table p \
             join pg_class c on c.oid = p.partrelid join pg_namespace n on n.oid = c.relnamespace, \
-            unnest(p.partcollation) u (collation) where u.collation <> 0 and p.partstrat = 'r' and {USER_SCHEMAS}), \
-         known as (select l.oid, l.oid = {DEFAULT_COLLATION} as is_default, format('%I.%I', s.nspname, l.collname) as collation, \
+            unnest(p.partcollation) u (of_collation) where u.of_collation <> 0 and p.partstrat = 'r' and {USER_SCHEMAS}), \
+         known as (select l.oid, l.oid = {DEFAULT_COLLATION} as is_default, format('%I.%I', s.nspname, l.collname) as label, \
                l.collprovider::text as provider, l.collcollate, l.collversion as recorded, \
                case when l.collprovider in ('c', 'i') then pg_collation_actual_version(l.oid) end as actual \
             from pg_collation l join pg_namespace s on s.oid = l.collnamespace \
-            where l.oid in (select collation from use union select collation from part)) \
-         select k.collation, k.is_default, \
+            where l.oid in (select of_collation from used union select of_collation from part)) \
+         select k.label as \"collation\", k.is_default, \
                 case when k.is_default then {default_provider} else k.provider end as provider, \
                 case when k.is_default then {default_recorded} else k.recorded end as recorded, \
                 case when k.is_default then {default_actual} else k.actual end as actual, \
                 coalesce((select json_agg(json_build_object('label', label, 'is_unique', indisunique, 'is_exclusion', indisexclusion) order by label) \
-                   from use where use.collation = k.oid), '[]') as indexes, \
-                coalesce((select json_agg(label order by label) from part where part.collation = k.oid), '[]') as partitioned \
+                   from used where used.of_collation = k.oid), '[]') as indexes, \
+                coalesce((select json_agg(label order by label) from part where part.of_collation = k.oid), '[]') as partitioned \
          from known k, pg_database d where d.datname = current_database() \
            and not (case when k.is_default then {default_provider} else k.provider end = 'b') \
            and not (case when k.is_default then {default_provider} else k.provider end = 'c' \

@@ -128,7 +128,7 @@ fn is_answer(text: &str) -> bool {
         .any(|mark| text.contains(mark))
 }
 
-/// Whether somebody else has the names of the plan.
+/// Whether the names of the plan stand for something already.
 pub(super) async fn names(
     publisher: Option<&mut Node>,
     target: Option<&mut Node>,
@@ -138,8 +138,8 @@ pub(super) async fn names(
     let link = Link::new(plan, crate::cutover::link::Direction::Forward);
     let mut found = Vec::new();
     let taken = |what: &str, name: &str, statement: String| {
-        Finding::error(format!("there is a {what} \"{name}\" already, and it is not this cutover's"))
-            .because("replicate makes its own, and leaves alone what it did not make.")
+        Finding::warning(format!("there is a {what} \"{name}\" already, and it is not this cutover's"))
+            .because("replicate goes on with one that is of its kind, and refuses any other.")
             .mend(format!("{statement}; or give another name in [replication]."))
     };
     if let Some(node) = publisher {

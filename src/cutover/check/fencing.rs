@@ -40,7 +40,8 @@ pub(super) async fn look(cutover: &Cutover, source: &mut Node) -> Result<Vec<Fin
     if let Err(obstacle) = fence::look_for_obstacles(source).await {
         found.push(Finding::failure(Severity::Error, &obstacle).at(Place::Source));
     }
-    // what this user may not see of others' sessions is null; superusers watch managed servers and are no obstacle
+    // what this user may not see of others' sessions is null, but for the role, which only autovacuum and the like do not
+    // have; superusers watch managed servers and are no obstacle
     let sessions: Vec<Session> = source
         .rows(
             "select a.usename::text as user, a.pid, \
@@ -49,7 +50,7 @@ pub(super) async fn look(cutover: &Cutover, source: &mut Node) -> Result<Vec<Fin
                         or pg_has_role(a.usesysid, 'member'), false) as may_be_ended \
              from pg_stat_activity a left join pg_roles r on r.oid = a.usesysid \
              where a.datname = current_database() and a.pid <> pg_backend_pid() and not coalesce(r.rolsuper, false) \
-               and coalesce(a.backend_type, 'client backend') = 'client backend'",
+               and a.usesysid is not null and coalesce(a.backend_type, 'client backend') = 'client backend'",
         )
         .await?;
     let named = |session: &Session| format!("pid {} of {}", session.pid, session.user.as_deref().unwrap_or("someone"));

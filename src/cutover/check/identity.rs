@@ -141,7 +141,7 @@ async fn candidates(node: &mut Node) -> Result<HashMap<String, Candidate>> {
                 join pg_type e on e.oid = item.oid \
                 where e.typtype = 'b' and e.oid not in (select opcintype from compared) \
                   and not exists (select from pg_cast k join compared on compared.opcintype = k.casttarget \
-                     where k.castsource = e.oid and k.castmethod = 'b')) \
+                     where k.castsource = e.oid and k.castmethod = 'b' and k.castcontext = 'i')) \
              select n.nspname || '.' || c.relname as label, \
                 (select ic.relname from pg_index i join pg_class ic on ic.oid = i.indexrelid \
                  where i.indrelid = c.oid and i.indisunique and i.indisvalid and i.indimmediate \

@@ -134,7 +134,8 @@ async fn first_move(
             None => None,
         };
         let is_fenced = cutover.journal.has(Mark::SourceFence);
-        findings.take("settings", settings::look(replica, source.as_mut(), sync_workers, is_fenced).await);
+        findings.take("settings", settings::primary(replica, source.as_mut(), is_fenced).await);
+        findings.take_for_second_move("settings", settings::publisher(replica, sync_workers).await);
         let address = archive.map(|archive| archive.store.url(archive.layout.prefix()));
         findings.take("archiving", archiving::replica(replica, address.as_deref()).await);
         findings.take("extensions", extensions::replica(replica).await);

@@ -101,7 +101,7 @@ pub(super) async fn look(
                     segments,
                     bytes_text(segments * size.bytes())
                 );
-                lag(is_behind_archive && replay.age.is_none_or(|age| age > budget(cutover)), what)
+                lag(is_behind_archive && replay.age.is_some_and(|age| age > budget(cutover)), what)
             }
             None => Finding::note(format!("it has replayed all that the archive holds, up to {replayed}"))
                 .at(Place::Replica),

@@ -72,13 +72,8 @@ struct InUse {
     senders: i64,
 }
 
-/// The replica's settings, also against the source's. `sync_workers` is the target's setting.
-pub(super) async fn look(
-    replica: &mut Node,
-    source: Option<&mut Node>,
-    sync_workers: Option<i64>,
-    is_fenced: bool,
-) -> Result<Vec<Finding>> {
+/// What the replica needs to publish, which is better set before it is promoted. `sync_workers` is the target's setting.
+pub(super) async fn publisher(replica: &mut Node, sync_workers: Option<i64>) -> Result<Vec<Finding>> {
     let settings = Settings::of(replica).await?;
     let in_use: InUse = replica
         .row(
@@ -95,7 +90,13 @@ pub(super) async fn look(
     let copying = sync_workers.unwrap_or(DEFAULT_SYNC_WORKERS).max(0);
     found.extend(supply(&settings, "max_replication_slots", in_use.slots, copying));
     found.extend(supply(&settings, "max_wal_senders", in_use.senders, copying));
-    found.extend(future_primary(&settings, is_fenced));
+    Ok(found.into_iter().map(|finding| finding.at(Place::Replica)).collect())
+}
+
+/// What the replica needs to follow the source to the end, and to be a primary after that.
+pub(super) async fn primary(replica: &mut Node, source: Option<&mut Node>, is_fenced: bool) -> Result<Vec<Finding>> {
+    let settings = Settings::of(replica).await?;
+    let mut found = future_primary(&settings, is_fenced);
     if let Some(source) = source {
         let source = Settings::of(source).await?;
         found.extend(minimums(&settings, &source, replica.major()));
