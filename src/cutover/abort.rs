@@ -160,7 +160,7 @@ async fn abort_replication(cutover: &mut Cutover, report: &mut AbortReport) -> R
             .with_hint("Run cutover abort again for the rest."));
     }
     report.undone.push("The subscription, its slot and the publication are gone.".into());
-    finish::tidy(cutover).await?;
+    finish::tidy_publisher(cutover).await?;
     report.undone.push("The replication role, REPLICA IDENTITY FULL and the markers are gone.".into());
     for mark in [Mark::Subscription, Mark::Slot, Mark::Publication, Mark::Copied, Mark::ReplicateDone] {
         if cutover.journal.has(mark) {

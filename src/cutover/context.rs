@@ -82,6 +82,15 @@ impl Cutover {
         Node::connect(place, conninfo, access, self.rehearsal.clone()).await
     }
 
+    /// Connects only to look: what would be changed is neither done nor written down.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::connect`].
+    pub async fn look(&self, place: Place) -> Result<Node> {
+        Ok(self.connect(place, Access::ReadOnly).await?.without_changes())
+    }
+
     /// Runs one of the user's commands, if the plan has it.
     ///
     /// # Errors
@@ -102,7 +111,7 @@ impl Cutover {
         if !self.rehearsal.permits(format_args!("command {hook}"), command) {
             return Ok(());
         }
-        hook::run(hook, command, hooks.timeout).await?;
+        hook::run(hook, command, hooks.timeout, &self.plan.secrets()).await?;
         self.journal.note(format!("ran the command {hook}"))
     }
 

@@ -11,6 +11,7 @@ use tokio::process::Command;
 
 use super::error::{CutoverError, Result};
 use super::quantity::time_text;
+use crate::pg::conninfo::MASK;
 
 /// How long a command that was told to end may take to do so.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -42,13 +43,13 @@ impl fmt::Display for Hook {
     }
 }
 
-/// Runs `command` and passes its output on to the log. One that takes longer than `timeout` is ended, with all it started.
+/// Runs `command` and passes its output on to the log, where `secrets` and passwords in URLs are masked. One that takes longer than `timeout` is ended, with all it started.
 /// Dropping the future kills it.
 ///
 /// # Errors
 ///
 /// When it cannot be started, ends with another status than 0, or does not end in time.
-pub async fn run(name: impl fmt::Display, command: &str, timeout: Duration) -> Result<()> {
+pub async fn run(name: impl fmt::Display, command: &str, timeout: Duration, secrets: &[&str]) -> Result<()> {
     let failed = |what: String| {
         CutoverError::refused(format!("the command {name} {what}")).with_detail(format!("It is: {command}"))
     };
@@ -73,7 +74,7 @@ pub async fn run(name: impl fmt::Display, command: &str, timeout: Duration) -> R
     let ended = tokio::select! {
         biased;
         ended = tokio::time::timeout(timeout, work) => ended,
-        () = async { tokio::join!(log(&name, stdout, &lines), log(&name, stderr, &lines)); std::future::pending().await } => unreachable!("it never ends"),
+        () = async { tokio::join!(log(&name, stdout, &lines, secrets), log(&name, stderr, &lines, secrets)); std::future::pending().await } => unreachable!("it never ends"),
     };
     let said = |failed: CutoverError, lines: VecDeque<String>| match lines.is_empty() {
         true => failed,
@@ -99,11 +100,12 @@ async fn log<R: AsyncRead + Unpin>(
     name: &impl fmt::Display,
     output: Option<R>,
     kept: &tokio::sync::Mutex<VecDeque<String>>,
+    secrets: &[&str],
 ) {
     let Some(output) = output else { return };
     let mut lines = BufReader::new(output).split(b'\n');
     while let Ok(Some(line)) = lines.next_segment().await {
-        let line = String::from_utf8_lossy(&line).into_owned();
+        let line = masked(&String::from_utf8_lossy(&line), secrets);
         tracing::info!("{name}: {line}");
         let mut kept = kept.lock().await;
         kept.push_back(line);
@@ -111,6 +113,26 @@ async fn log<R: AsyncRead + Unpin>(
             kept.pop_front();
         }
     }
+}
+
+/// A line without the secrets, and without the password of any `scheme://user:password@host`: commands like to repeat what
+/// they were given.
+fn masked(line: &str, secrets: &[&str]) -> String {
+    let secrets = secrets.iter().filter(|secret| !secret.is_empty());
+    let mut rest = secrets.fold(line.to_owned(), |line, secret| line.replace(secret, MASK));
+    let mut done = String::new();
+    while let Some(at) = rest.find("://") {
+        let after = rest.split_off(at + 3);
+        done.push_str(&rest);
+        let end = after.find(|c: char| c.is_whitespace() || "/'\"".contains(c)).unwrap_or(after.len());
+        let (authority, more) = after.split_at(end);
+        match authority.rsplit_once('@').and_then(|(who, host)| Some((who.split_once(':')?.0, host))) {
+            Some((user, host)) => done.push_str(&format!("{user}:{MASK}@{host}")),
+            None => done.push_str(authority),
+        }
+        rest = more.to_owned();
+    }
+    done + &rest
 }
 
 #[cfg(test)]
@@ -121,12 +143,13 @@ mod tests {
 
     #[tokio::test]
     async fn success_failure_and_no_end_are_told_apart() {
-        run("a", "echo said; exit 0", Duration::from_secs(30)).await.unwrap();
-        let failed = run("a", "echo on stdout; echo on stderr >&2; exit 3", Duration::from_secs(30)).await.unwrap_err();
+        run("a", "echo said; exit 0", Duration::from_secs(30), &[]).await.unwrap();
+        let failed =
+            run("a", "echo on stdout; echo on stderr >&2; exit 3", Duration::from_secs(30), &[]).await.unwrap_err();
         assert!(failed.to_string().contains("exit status: 3"), "{failed}");
         let detail = failed.detail().unwrap();
         assert!(detail.contains("on stdout") && detail.contains("on stderr"), "{detail}");
-        let failed = run("a", "echo begun; sleep 60", SOON).await.unwrap_err();
+        let failed = run("a", "echo begun; sleep 60", SOON, &[]).await.unwrap_err();
         assert!(failed.to_string().contains("did not end"), "{failed}");
         assert!(failed.detail().unwrap().contains("begun"));
     }
@@ -134,7 +157,7 @@ mod tests {
     #[tokio::test]
     async fn what_it_leaves_in_the_background_is_not_waited_for() {
         let began = std::time::Instant::now();
-        run("a", "sleep 20 & echo done", Duration::from_secs(15)).await.unwrap();
+        run("a", "sleep 20 & echo done", Duration::from_secs(15), &[]).await.unwrap();
         assert!(began.elapsed() < Duration::from_secs(10));
     }
 
@@ -143,8 +166,20 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("late");
         let command = format!("(sleep 1; touch {}) & wait", file.display());
-        run("a", &command, SOON).await.unwrap_err();
+        run("a", &command, SOON, &[]).await.unwrap_err();
         tokio::time::sleep(Duration::from_millis(1200)).await;
         assert!(!file.exists());
+    }
+
+    #[test]
+    fn no_line_shows_a_password() {
+        for (line, expected) in [
+            ("DATABASE_URL: postgres://u:p%40ss@h:5432/d?x=1", "DATABASE_URL: postgres://u:********@h:5432/d?x=1"),
+            ("a postgres://u@h/d b https://x.y/z", "a postgres://u@h/d b https://x.y/z"),
+            ("'postgres://a:b@c' and 'postgres://d:e@f'", "'postgres://a:********@c' and 'postgres://d:********@f'"),
+            ("the word is w0rd.", "the word is ********."),
+        ] {
+            assert_eq!(masked(line, &["w0rd", ""]), expected);
+        }
     }
 }

@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 use super::error::{CutoverError, Result};
 use super::rehearsal::Rehearsal;
 use crate::formats::lsn::Lsn;
-use crate::pg::conninfo::Conninfo;
+use crate::pg::conninfo::{Conninfo, MASK};
 use crate::pg::quote::{identifier, literal};
-use crate::pg::session::{Access, Session};
+use crate::pg::session::{Access, SECRET, Session};
 use crate::pg::version::Major;
 
 /// Which server.
@@ -57,6 +57,13 @@ impl Node {
         let session = Session::connect(&settings, access).await.map_err(|e| CutoverError::from(e).during(place))?;
         let (database, user) = (conninfo.database().to_owned(), conninfo.user().to_owned());
         Ok(Self { place, session, rehearsal, database, user })
+    }
+
+    /// A session that changes nothing, and keeps to itself what it would have changed.
+    #[must_use]
+    pub fn without_changes(mut self) -> Self {
+        self.rehearsal = Rehearsal::dry();
+        self
     }
 
     /// Which server it is.
@@ -139,6 +146,23 @@ impl Node {
             .map_err(|e| CutoverError::from(e).during(place).with_detail(format!("The statement was: {shown}")))
     }
 
+    /// Runs one statement in which [`SECRET`] stands for a secret, as [`Session::execute_with_secret`].
+    ///
+    /// # Errors
+    ///
+    /// When the server refuses or is gone.
+    pub async fn change_with_secret(&mut self, statement: &str, secret: &str) -> Result<()> {
+        let shown = statement.replace(SECRET, &literal(MASK));
+        if !self.rehearsal.permits(self.place, format_args!("{shown};")) {
+            return Ok(());
+        }
+        let place = self.place;
+        self.session
+            .execute_with_secret(statement, secret)
+            .await
+            .map_err(|e| CutoverError::from(e).during(place).with_detail(format!("The statement was: {shown}")))
+    }
+
     /// Whether changes are only written down.
     pub fn is_rehearsed(&self) -> bool {
         self.rehearsal.is_dry()
@@ -150,7 +174,8 @@ impl Node {
     ///
     /// When the server is gone.
     pub async fn limit(&mut self, timeout: Duration) -> Result<()> {
-        Ok(self.session.limit(timeout).await?)
+        let place = self.place;
+        self.session.limit(timeout).await.map_err(|e| CutoverError::from(e).during(place))
     }
 
     /// Whether it is a standby.

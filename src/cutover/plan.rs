@@ -164,7 +164,15 @@ impl Plan {
         let server = |name: &str, found: Option<Table>| {
             found.map(|found| decoded::<ServerText>(name, found)?.conninfo(name, &variable)).transpose()
         };
-        let source = server("source", section("source")?)?;
+        // once it is left behind, nobody needs to keep its address for the later steps
+        let source_section = section("source")?.filter(|section| match section.get("connection_env") {
+            Some(Value::String(name)) if variable(name).is_none() => {
+                tracing::warn!("{name} is not set: going on without a source");
+                false
+            }
+            _ => true,
+        });
+        let source = server("source", source_section)?;
         let mut replica_section = section("replica")?;
         let promote_command = replica_section.as_mut().and_then(|section| section.remove("promote_command"));
         let promote_command = match promote_command {
@@ -218,13 +226,26 @@ impl Plan {
         self.target.as_ref().ok_or_else(|| lacks("[target]"))
     }
 
-    /// What tells this plan from another one's: the servers and the names, without passwords.
+    /// Every password of the plan, for whoever has to keep them out of a text.
+    pub fn secrets(&self) -> Vec<&str> {
+        let servers = [
+            &self.source,
+            &self.replica,
+            &self.application,
+            &self.target,
+            &self.replication.publisher_for_target,
+            &self.reverse,
+        ];
+        servers.into_iter().flatten().filter_map(Conninfo::password).map(Password::reveal).collect()
+    }
+
+    /// What tells this plan from another one's: the servers and the names, without passwords. The source is not among them:
+    /// it is left behind, and its address with it.
     pub fn identity(&self) -> String {
         let place = |conninfo: &Option<Conninfo>| conninfo.as_ref().map_or_else(|| "-".to_owned(), Conninfo::to_string);
         let replication = &self.replication;
         format!(
-            "{} > {} > {} as {}/{}/{}",
-            place(&self.source),
+            "{} > {} as {}/{}/{}",
             place(&self.replica),
             place(&self.target),
             replication.publication,
@@ -475,7 +496,7 @@ mod tests {
     fn read(text: &str, replacements: &[&str]) -> Result<Plan> {
         let replacements: Vec<_> = replacements.iter().map(|text| text.to_string()).collect();
         Plan::read(text, &replacements, |name| match name {
-            "DATABASE_URL" => Some("postgres://app:s3cret@source/app".into()),
+            "SOURCE_URL" => Some("postgres://app:s3cret@source/app".into()),
             "UNSET" => None,
             _ => Some("w0rd".into()),
         })
@@ -526,7 +547,7 @@ mod tests {
             ("[source]\nconnection = 'host=h dbname=d user=u'\nport = 1", "port"),
             ("[source]\nconnection = 'host=h dbname=d user=u password=s3cret'", "password"),
             ("[source]\nconnection = 'dbname=d user=u'", "host"),
-            ("[source]\nconnection_env = 'UNSET'", "UNSET"),
+            ("[target]\nconnection_env = 'UNSET'", "UNSET"),
             ("[source]\nconnection = 'host=h dbname=d user=u'\npassword_file = '/nonexistent'", "/nonexistent"),
             ("[target]", "target"),
             ("[replication]\nslot = 'No-Slot'", "No-Slot"),

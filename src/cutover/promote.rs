@@ -393,7 +393,8 @@ async fn turn_into_primary(cutover: &mut Cutover) -> Result<u32> {
         if replica.major() < Major::new(12) {
             let command = cutover.plan.promote_command.clone().unwrap_or_default();
             if cutover.rehearsal.permits("command promote_command", &command) {
-                super::hook::run("promote_command", &command, cutover.plan.hooks.timeout).await?;
+                super::hook::run("promote_command", &command, cutover.plan.hooks.timeout, &cutover.plan.secrets())
+                    .await?;
             }
         } else {
             replica.limit(PROMOTE_TIMEOUT * 2).await?;

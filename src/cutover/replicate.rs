@@ -49,6 +49,12 @@ pub struct ReplicateReport {
 ///
 /// What is to be mended; the next run goes on from there.
 pub async fn replicate(cutover: &mut Cutover, options: &ReplicateOptions) -> Result<ReplicateReport> {
+    if cutover.journal.has(Mark::Forked) {
+        return Err(CutoverError::refused(
+            "the replica's promotion was given up: it may lack what the source wrote since",
+        )
+        .with_hint("Restore it anew with backup-fetch, and run cutover promote."));
+    }
     if let Some(done) = cutover.journal.data(Mark::ReplicateDone) {
         tracing::info!("replication was set up by this cutover already");
         return Ok(done);

@@ -9,6 +9,7 @@ use super::link::Link;
 use super::node::Node;
 use crate::pg::conninfo::Conninfo;
 use crate::pg::quote::{identifier, literal};
+use crate::pg::session::SECRET;
 use crate::pg::version::Major;
 
 /// How far a table is: `srsubstate` in words.
@@ -73,23 +74,22 @@ impl TableState {
 pub async fn create(node: &mut Node, link: &Link, connection: &Conninfo, copy_data: bool) -> Result<()> {
     let name = identifier(&link.subscription);
     if let Some(found) = find(node, link).await? {
+        // another address or password than at the last try
+        node.change_with_secret(&format!("alter subscription {name} connection {SECRET}"), &connection.revealed())
+            .await?;
         if !found.enabled || found.slot.as_deref() != Some(&link.slot) {
             node.change(&format!("alter subscription {name} set (slot_name = {})", literal(&link.slot))).await?;
             node.change(&format!("alter subscription {name} enable")).await?;
         }
         return Ok(());
     }
-    let statement = |connection: String| {
-        format!(
-            "create subscription {name} connection {} publication {} \
-             with (create_slot = false, slot_name = {}, copy_data = {copy_data})",
-            literal(&connection),
-            identifier(&link.publication),
-            literal(&link.slot)
-        )
-    };
-    let made = node.change_secretly(&statement(connection.revealed()), &statement(connection.masked())).await;
-    made.map_err(|failed| {
+    let statement = format!(
+        "create subscription {name} connection {SECRET} publication {} \
+         with (create_slot = false, slot_name = {}, copy_data = {copy_data})",
+        identifier(&link.publication),
+        literal(&link.slot)
+    );
+    node.change_with_secret(&statement, &connection.revealed()).await.map_err(|failed| {
         failed.with_hint(format!(
             "The server of the {} itself has to reach the {} at {connection} and log in there: its address, password and \
              pg_hba.conf are to be right.",

@@ -10,6 +10,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection, Executor as _, Row};
 
 use super::connection_settings::ConnectionSettings;
+use super::quote::literal;
 use super::server::{connect, from_sqlx, no_answer};
 use super::version::{Major, ServerVersion};
 use super::{Kind, PgError, Result};
@@ -19,6 +20,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What waits on this side beyond the server's own timeout, so that the server's clearer error comes first.
 const TIMEOUT_SLACK: Duration = Duration::from_secs(5);
+
+/// What stands for the secret in [`Session::execute_with_secret`].
+pub const SECRET: &str = "<wal-eve's secret>";
 
 /// Whether a session may change anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +76,10 @@ impl Session {
             "bytea_output = hex",
             "lc_monetary = 'C'",
             "standard_conforming_strings = on",
+            // a statement of hours must not lose its way back to a gateway that forgets idle connections
+            "tcp_keepalives_idle = 60",
+            "tcp_keepalives_interval = 10",
+            "tcp_keepalives_count = 6",
         ]);
         if session.major() >= Major::new(14) {
             settings.push("idle_session_timeout = 0");
@@ -158,6 +166,35 @@ impl Session {
             Ok(Err(e)) => Err(self.failed("a statement", e)),
             Err(_) => Err(no_answer()),
         }
+    }
+
+    /// Runs one statement in which [`SECRET`] stands for a text constant that must not come into the server's log: it goes over
+    /// as a parameter, and the statement is put together and run on the server, where an error does not repeat it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::rows`].
+    pub async fn execute_with_secret(&mut self, statement: &str, secret: &str) -> Result<()> {
+        let keep = "select set_config('wal_eve.secret', $1, false)";
+        let keeping = sqlx::query(keep).bind(secret).execute(&mut self.connection);
+        match tokio::time::timeout(self.timeout.saturating_add(TIMEOUT_SLACK), keeping).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => return Err(self.failed("a statement", e)),
+            Err(_) => return Err(no_answer()),
+        }
+        let done = self
+            .execute(&format!(
+                "do $wal_eve$ declare said text; hinted text; begin \
+                 execute replace($statement${statement}$statement$, {}, quote_literal(current_setting('wal_eve.secret'))); \
+                 exception when others then \
+                     get stacked diagnostics said = message_text, hinted = pg_exception_hint; \
+                     raise exception using message = said, hint = hinted, errcode = sqlstate; \
+                 end $wal_eve$",
+                literal(SECRET)
+            ))
+            .await;
+        let forgotten = self.execute("reset wal_eve.secret").await;
+        done.and(forgotten)
     }
 
     async fn text(&mut self, question: &str) -> Result<Option<String>> {

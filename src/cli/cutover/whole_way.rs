@@ -42,6 +42,11 @@ impl Invocation<'_> {
                 self.promote(&PromoteArgs { without_fence: args.without_fence }, interrupted.clone()).await?;
             has("promote", &promoted);
         }
+        if self.common.dry_run && !is_promoted {
+            // the later steps look at what the earlier ones made
+            let later = "then: replicate and finish, which can be rehearsed when the replica is a primary\n".to_owned();
+            return Ok(Outcome::new(later, Value::Object(told)));
+        }
         let replicated = self.replicate(&ReplicateArgs { no_wait: false }, interrupted.clone()).await?;
         has("replicate", &replicated);
         self.ask(args, "The application goes to the target, and the subscription is dropped.", "finish")?;

@@ -170,12 +170,26 @@ async fn lift_fence(cutover: &mut Cutover, link: &Link) {
     }
 }
 
-/// Removes what served the moves: the replication role, the markers, REPLICA IDENTITY FULL.
+/// Removes what served the moves: the replication role, the markers, REPLICA IDENTITY FULL, and all that this program keeps on
+/// the target.
 ///
 /// # Errors
 ///
 /// When a server refuses or is gone; run again it goes on.
 pub async fn tidy(cutover: &mut Cutover) -> Result<()> {
+    tidy_publisher(cutover).await?;
+    let mut target = cutover.connect(Place::Target, Access::ReadWrite).await?;
+    marker::remove(&mut target).await?;
+    target.close().await;
+    Ok(())
+}
+
+/// The part of [`tidy`] that concerns the replica: what the target's schema came from is still known there.
+///
+/// # Errors
+///
+/// As [`tidy`].
+pub async fn tidy_publisher(cutover: &mut Cutover) -> Result<()> {
     let mut replica = cutover.connect(Place::Replica, Access::ReadWrite).await?;
     replica_identity::put_back(cutover, &mut replica).await?;
     if cutover.journal.has(Mark::ReplicationRole) {
@@ -184,8 +198,5 @@ pub async fn tidy(cutover: &mut Cutover) -> Result<()> {
     }
     marker::remove(&mut replica).await?;
     replica.close().await;
-    let mut target = cutover.connect(Place::Target, Access::ReadWrite).await?;
-    marker::remove(&mut target).await?;
-    target.close().await;
     Ok(())
 }

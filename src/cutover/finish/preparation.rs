@@ -18,6 +18,7 @@ use crate::cutover::marker;
 use crate::cutover::node::Node;
 use crate::cutover::plan::MissingIdentity;
 use crate::cutover::quantity::{bytes_text, time_text};
+use crate::cutover::sequences::carry_over;
 use crate::cutover::subscription::{self, CopyState};
 use crate::cutover::tables::Table;
 use crate::pg::quote::{identifier, literal};
@@ -38,8 +39,8 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
         return Err(CutoverError::refused("the replication is not set up yet")
             .with_hint("Run cutover replicate to its end first; cutover status shows how far it is."));
     }
-    let mut publisher = cutover.connect(link.publisher, Access::ReadOnly).await?;
-    let mut subscriber = cutover.connect(link.subscriber, Access::ReadOnly).await?;
+    let mut publisher = cutover.look(link.publisher).await?;
+    let mut subscriber = cutover.look(link.subscriber).await?;
     fence::look_for_obstacles(&mut publisher).await?;
     let states = subscription::table_states(&mut subscriber, link).await?;
     if states.is_empty() {
@@ -106,6 +107,8 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
                 if link.direction == Direction::Back { " add them to the publication first." } else { "" }
             )));
     }
+    // it says what is in the way before it sets anything, and these sessions set nothing
+    carry_over(&mut publisher, &mut subscriber, cutover.plan.finish.sequence_margin).await?;
     publisher.close().await;
     subscriber.close().await;
     Ok(carried)
