@@ -15,7 +15,7 @@
 //! Measured on a Zen 3 core at 3 GHz that shares its units with a neighbour, over 17 compressible kinds of block of a real
 //! cluster and of this file.
 //!
-//! * Decompression is 1.3 to 2.5 times the reference's: here 2.0 on heap pages and WAL, 1.4 on an index, 1.3 on random keys; and at
+//! * Decompression is 1.3 to 2.5 times the reference's: here 2.0 on heap pages and WAL, 1.4 on an index, 1.3 on a dense one; and at
 //!   least 1.5 times on 13 of the 17. Below that are dense indexes and random keys: their few instructions repeat, so the
 //!   reference's jumps are all foreseen, and it comes to one instruction in
 //!   14 cycles where text costs it 35. Ours takes 13: 60 machine instructions, at more than four a cycle, to the reference's
