@@ -230,9 +230,47 @@ fn an_abort_after_the_promotion_gives_the_source_back() {
     let migration = MigrationOptions::from(15).schema(SCHEMA).make();
     migration.wal_eve().run(["cutover", "promote", "--set", "hooks.switch_to_replica=exit 1"]).assert_code(1);
     assert!(!migration.is_writable(&migration.source));
-    let said = migration.cutover("abort").assert_success().stdout_text().to_owned();
+    // the command may have done its work before it failed
+    let said = migration.cutover("abort").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("there could be two primaries") && said.contains("--not-switched"), "{said}");
+    assert!(!migration.is_writable(&migration.source));
+    let said = migration.cutover("abort --not-switched").assert_success().stdout_text().to_owned();
     assert!(said.contains("restore it anew"), "{said}");
     assert!(migration.is_writable(&migration.source) && !migration.file("maintenance").exists());
     let said = migration.cutover("abort").assert_success().stdout_text().to_owned();
     assert!(said.contains("Nothing was under way"), "{said}");
+    // the replica is a fork now, and nothing may be built on it
+    for step in ["promote", "replicate"] {
+        let said = migration.cutover(step).assert_code(1).stderr_text().to_owned();
+        assert!(said.contains("Restore it anew with backup-fetch"), "{said}");
+    }
+}
+
+#[test]
+fn a_way_back_outlives_an_abort_on_it_and_ends_in_a_writable_home() {
+    let migration = replicated(15, 18);
+    migration.cutover("finish --reverse --set finish.leave_publisher_read_only=true").assert_success();
+    assert!(!migration.is_writable(&migration.replica));
+    // the way back stops under the fence
+    let arguments = ["cutover", "finish", "--back", "--set", "hooks.maintenance_on=exit 1"];
+    migration.wal_eve().run(arguments).assert_code(1);
+    assert!(migration.is_writable(migration.target()));
+    let said = migration.cutover("abort").assert_success().stdout_text().to_owned();
+    assert!(said.contains("The way back is still there"), "{said}");
+    migration.target().psql_as("app", INSERT).assert_success();
+    migration.cutover("finish --back").assert_success();
+    assert_eq!(address(&migration), migration.replica.socket_dir().to_str().unwrap());
+    assert!(migration.is_writable(&migration.replica));
+    assert_eq!(migration.replica.psql_as("app", "select count(*) from t").stdout_text().trim(), "201");
+}
+
+#[test]
+fn a_table_that_the_subscription_does_not_follow_is_not_left_behind() {
+    let migration = replicated(15, 18);
+    for server in [&migration.replica, migration.target()] {
+        server.psql_as("app", "create table late (id int primary key); insert into late values (1)").assert_success();
+    }
+    let said = migration.cutover("finish").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("public.late") && said.contains("refresh publication"), "{said}");
+    assert_undone(&migration);
 }

@@ -184,6 +184,47 @@ fn what_a_role_writes_behind_the_fence_comes_along() {
 }
 
 #[test]
+fn a_superusers_transaction_from_before_the_fence_is_waited_for() {
+    // it is not for a plain user to end, and no snapshot shows it while nothing newer has ended
+    let migration = MigrationOptions::from(15).make();
+    let script = format!(
+        "touch {place}/maintenance; {psql} -h {source} -U postgres app -c \"begin; insert into t (text) values ('slow'); \
+         select pg_sleep(4); commit\" >/dev/null 2>&1 & sleep 1",
+        place = migration.place.path().display(),
+        psql = migration.source.bin().program("psql").display(),
+        source = migration.source.socket_dir().display(),
+    );
+    std::fs::write(migration.file("on.sh"), script).unwrap();
+    let set = format!("hooks.maintenance_on=sh {}", migration.file("on.sh").display());
+    migration.wal_eve().run(["cutover", "promote", "--set", &set]).assert_success();
+    let slow = "select count(*) from t where text = 'slow'";
+    assert_eq!(migration.replica.psql_as("app", slow).stdout_text().trim(), "1");
+}
+
+#[test]
+fn a_promotion_that_was_only_announced_is_fenced_anew() {
+    let migration = MigrationOptions::from(11).make();
+    let mut running = migration.wal_eve().spawn([
+        "cutover",
+        "promote",
+        "--set",
+        "replica.promote_command=sleep 60",
+        "--set",
+        "hooks.timeout=2 min",
+    ]);
+    wait_until("it is about to promote", LIMIT, || migration.has_mark("promoting"));
+    running.signal(Signal::KILL);
+    running.wait();
+    // somebody brings the source back by hand, and the application goes on
+    migration.source.psql("alter database app reset default_transaction_read_only");
+    migration.source.psql_as("app", "insert into t (text) values ('later')").assert_success();
+    migration.cutover("promote").assert_success();
+    let later = "select count(*) from t where text = 'later'";
+    assert_eq!(migration.replica.psql_as("app", later).stdout_text().trim(), "1");
+    assert_promoted(&migration, &[]);
+}
+
+#[test]
 fn a_command_that_fails_or_hangs_leaves_the_source_writable() {
     let migration = MigrationOptions::from(15).make();
     for (command, expected) in [("exit 3", "exit status: 3"), ("sleep 60", "did not end within 1.0 s")] {

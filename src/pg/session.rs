@@ -124,7 +124,7 @@ impl Session {
     ///
     /// [`Kind::Server`] when the server refuses, [`Kind::Lost`] when the connection breaks or the time is over.
     pub async fn rows<T: DeserializeOwned>(&mut self, question: &str) -> Result<Vec<T>> {
-        let text = format!("select coalesce(json_agg(answer), '[]')::text from ({question}) answer");
+        let text = format!("select coalesce(json_agg(wal_eve_row), '[]')::text from ({question}) wal_eve_row");
         let answer = self.text(&text).await?.ok_or_else(odd_answer)?;
         serde_json::from_str(&answer)
             .map_err(|e| odd_answer().with_detail(format!("It was asked: {question}")).with_source(e))
