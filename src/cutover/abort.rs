@@ -6,8 +6,8 @@ use super::context::Cutover;
 use super::error::{CutoverError, Result};
 use super::finish::{self, FinishReport, drop_link, drop_publishers_side};
 use super::journal::Mark;
-use super::link::{Direction, Link};
 use super::promote;
+use super::replication::link::{Direction, Link};
 
 /// What an abort did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 
 use super::error::Result;
 use super::node::Node;
-use super::schema_copy;
+use super::replicate::schema_copy;
 use super::tables::OWN_SCHEMA;
 use crate::pg::quote::{identifier, literal};
 

@@ -10,10 +10,10 @@ use crate::cli::exit::ExitStatus;
 use crate::cutover::abort::AbortReport;
 use crate::cutover::finish::FinishReport;
 use crate::cutover::journal::time_text as at_text;
-use crate::cutover::link::Direction;
 use crate::cutover::promote::PromoteReport;
 use crate::cutover::quantity::time_text;
 use crate::cutover::rehearsal::Rehearsal;
+use crate::cutover::replication::link::Direction;
 use crate::cutover::report::Report;
 
 pub(super) struct Outcome {

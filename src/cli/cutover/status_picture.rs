@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::cutover::link::Direction;
 use crate::cutover::quantity::{bytes_text, time_text};
+use crate::cutover::replication::link::Direction;
+use crate::cutover::replication::subscription::CopyState;
 use crate::cutover::status::{Lag, Phase, Replay, Retained, Status, TableProgress};
-use crate::cutover::subscription::CopyState;
 
 /// How wide the bar of all tables is, in columns.
 const WIDE_BAR: usize = 40;
@@ -203,8 +203,8 @@ fn fitted(name: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cutover::replication::workers::Workers;
     use crate::cutover::status::Total;
-    use crate::cutover::workers::Workers;
 
     fn table(name: &str, state: CopyState, bytes: u64, bytes_total: u64) -> TableProgress {
         TableProgress {

@@ -7,7 +7,7 @@ use super::outcome::Outcome;
 use super::status_picture::{Picture, picture};
 use crate::cli::exit::ExitStatus;
 use crate::cutover::context::Cutover;
-use crate::cutover::observer::Observer;
+use crate::cutover::status::observer::Observer;
 use crate::cutover::status::{Phase, Status};
 use crate::cutover::{Kind, Result};
 

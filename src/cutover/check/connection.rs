@@ -7,9 +7,9 @@ use super::room::is_this_host;
 use super::settings::{Settings, mended};
 use crate::cutover::error::Result;
 use crate::cutover::journal::{Journal, Mark};
-use crate::cutover::link::Link;
 use crate::cutover::node::{Node, Place};
 use crate::cutover::plan::Plan;
+use crate::cutover::replication::link::Link;
 use crate::pg::conninfo::Conninfo;
 use crate::pg::quote::{identifier, literal};
 use crate::pg::version::Major;
@@ -135,7 +135,7 @@ pub(super) async fn names(
     plan: &Plan,
     journal: &Journal,
 ) -> Result<Vec<Finding>> {
-    let link = Link::new(plan, crate::cutover::link::Direction::Forward);
+    let link = Link::new(plan, crate::cutover::replication::link::Direction::Forward);
     let mut found = Vec::new();
     let taken = |what: &str, name: &str, statement: String| {
         Finding::warning(format!("there is a {what} \"{name}\" already, and it is not this cutover's"))

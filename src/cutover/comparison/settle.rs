@@ -11,8 +11,8 @@ use super::difference::Candidate;
 use super::digest::row_hash;
 use super::sides::{Answer, Sides};
 use crate::cutover::error::Result;
-use crate::cutover::link::{Direction, Link};
 use crate::cutover::node::Place;
+use crate::cutover::replication::link::{Direction, Link};
 use crate::cutover::tables::Table;
 use crate::pg::quote::{identifier, literal};
 

@@ -9,11 +9,16 @@ use crate::cutover::context::Cutover;
 use crate::cutover::error::{CutoverError, Result};
 use crate::cutover::hook::Hook;
 use crate::cutover::journal::{Mark, time_text as at_text};
-use crate::cutover::link::Link;
 use crate::cutover::node::Place;
 use crate::cutover::plan::MissingIdentity;
 use crate::cutover::quantity::time_text;
-use crate::cutover::{fence, marker, publication, replica_identity, replication_role, slot, subscription};
+use crate::cutover::replication::identity;
+use crate::cutover::replication::link::Link;
+use crate::cutover::replication::publication;
+use crate::cutover::replication::role;
+use crate::cutover::replication::slot;
+use crate::cutover::replication::subscription;
+use crate::cutover::{fence, marker};
 use crate::formats::error_line::joined;
 use crate::pg::session::Access;
 
@@ -191,9 +196,9 @@ pub async fn tidy(cutover: &mut Cutover) -> Result<()> {
 /// As [`tidy`].
 pub async fn tidy_publisher(cutover: &mut Cutover) -> Result<()> {
     let mut replica = cutover.connect(Place::Replica, Access::ReadWrite).await?;
-    replica_identity::put_back(cutover, &mut replica).await?;
+    identity::put_back(cutover, &mut replica).await?;
     if cutover.journal.has(Mark::ReplicationRole) {
-        replication_role::drop(&mut replica, &cutover.plan.replication.role).await?;
+        role::drop(&mut replica, &cutover.plan.replication.role).await?;
         cutover.journal.undo(Mark::ReplicationRole, format!("the role {} is gone", cutover.plan.replication.role))?;
     }
     marker::remove(&mut replica).await?;

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
-use super::error::{CutoverError, Result};
-use super::link::Link;
-use super::marker;
-use super::node::Node;
-use super::tables::Table;
+use crate::cutover::error::{CutoverError, Result};
+use crate::cutover::marker;
+use crate::cutover::node::Node;
+use crate::cutover::replication::link::Link;
+use crate::cutover::tables::Table;
 use crate::pg::quote::{identifier, literal};
 
 #[derive(Debug, Deserialize)]

@@ -4,9 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::Result;
-use super::link::Link;
-use super::node::Node;
+use crate::cutover::error::Result;
+use crate::cutover::node::Node;
+use crate::cutover::replication::link::Link;
 use crate::pg::conninfo::Conninfo;
 use crate::pg::quote::{identifier, literal};
 use crate::pg::session::SECRET;
@@ -99,7 +99,7 @@ pub async fn create(node: &mut Node, link: &Link, connection: &Conninfo, copy_da
 }
 
 /// Drops the subscription of `link` from its subscriber, if it is there. Its slot stays on the publisher, which need not be
-/// reached: see [`super::slot::drop`].
+/// reached: see [`crate::cutover::replication::slot::drop`].
 ///
 /// # Errors
 ///

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::error::Result;
-use super::link::Link;
-use super::node::Node;
-use super::slot;
-use super::status::{IdleSlot, Lag, Retained};
+use crate::cutover::error::Result;
+use crate::cutover::node::Node;
+use crate::cutover::replication::link::Link;
+use crate::cutover::replication::slot;
+use crate::cutover::status::{IdleSlot, Lag, Retained};
 use crate::pg::quote::literal;
 use crate::pg::version::Major;
 
@@ -17,7 +17,7 @@ use crate::pg::version::Major;
 /// # Errors
 ///
 /// When the publisher refuses or is gone.
-pub async fn idle_slots(node: &mut Node) -> Result<Vec<IdleSlot>> {
+pub(super) async fn idle_slots(node: &mut Node) -> Result<Vec<IdleSlot>> {
     node.rows(
         "select slot_name as name, slot_name ~ '^pg_[0-9]+_sync_[0-9]+' as is_of_copy, \
                 coalesce(greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0), 0)::bigint as bytes \
@@ -41,7 +41,7 @@ struct SlotRow {
 /// # Errors
 ///
 /// When the publisher refuses or is gone.
-pub async fn retained(
+pub(super) async fn retained(
     node: &mut Node,
     link: &Link,
     limit_bytes: u64,

@@ -12,10 +12,10 @@ use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use super::context::Cutover;
-use super::error::{CutoverError, Result};
-use super::node::Node;
-use super::tables::OWN_SCHEMA;
+use crate::cutover::context::Cutover;
+use crate::cutover::error::{CutoverError, Result};
+use crate::cutover::node::Node;
+use crate::cutover::tables::OWN_SCHEMA;
 use crate::pg::conninfo::Conninfo;
 use crate::pg::version::Major;
 
@@ -39,7 +39,7 @@ pub enum Part {
 
 /// An object of the schema and the statements that make it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SchemaEntry {
+pub(super) struct SchemaEntry {
     /// Its type and name, for a person: "FK CONSTRAINT public.orders orders_customer_fkey". No two of a part have the same.
     pub label: String,
     /// The statements, each with its semicolon.
@@ -48,7 +48,7 @@ pub struct SchemaEntry {
 
 /// The statements of one part of a schema.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct SchemaScript {
+pub(super) struct SchemaScript {
     /// What the session has to be set to first.
     pub settings: String,
     /// The objects in the order in which they can be made.
@@ -57,7 +57,7 @@ pub struct SchemaScript {
 
 /// An archive that pg_dump has written; its file goes away with the value.
 #[derive(Debug)]
-pub struct SchemaDump {
+pub(super) struct SchemaDump {
     directory: TempDir,
     /// "schema name" of the indexes that tables are identified by.
     identity_indexes: Vec<String>,
@@ -74,7 +74,7 @@ impl SchemaDump {
     /// # Errors
     ///
     /// When a program is missing, older than the publisher, or fails.
-    pub async fn take(cutover: &Cutover, publisher: &mut Node, connection: &Conninfo) -> Result<Self> {
+    pub(super) async fn take(cutover: &Cutover, publisher: &mut Node, connection: &Conninfo) -> Result<Self> {
         let pg_dump = &cutover.plan.schema.pg_dump;
         let found = major(cutover, pg_dump).await?;
         if found < publisher.major() {
@@ -110,7 +110,7 @@ impl SchemaDump {
     /// # Errors
     ///
     /// When pg_restore is missing or fails.
-    pub async fn script(&self, cutover: &Cutover, part: Part) -> Result<SchemaScript> {
+    pub(super) async fn script(&self, cutover: &Cutover, part: Part) -> Result<SchemaScript> {
         let archive = self.archive().display().to_string();
         let pg_restore = &cutover.plan.schema.pg_restore;
         let mut chosen = String::new();
@@ -148,7 +148,7 @@ impl SchemaDump {
 }
 
 /// pg_dump's arguments; the password is none of them.
-pub fn dump_arguments(connection: &Conninfo) -> Vec<String> {
+pub(super) fn dump_arguments(connection: &Conninfo) -> Vec<String> {
     vec![
         "--format=custom".into(),
         "--schema-only".into(),

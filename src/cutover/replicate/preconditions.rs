@@ -4,11 +4,12 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 
-use super::error::{CutoverError, Result};
-use super::link::Link;
-use super::node::Node;
-use super::tables::{OWN_SCHEMA, Table, USER_SCHEMAS};
-use super::{slot, subscription};
+use crate::cutover::error::{CutoverError, Result};
+use crate::cutover::node::Node;
+use crate::cutover::replication::link::Link;
+use crate::cutover::replication::slot;
+use crate::cutover::replication::subscription;
+use crate::cutover::tables::{OWN_SCHEMA, Table, USER_SCHEMAS};
 use crate::pg::quote::{identifier, literal};
 use crate::pg::version::Major;
 
@@ -36,7 +37,7 @@ struct Capacity {
 /// # Errors
 ///
 /// What is to be changed there.
-pub async fn check_publisher(node: &mut Node, link: &Link) -> Result<()> {
+pub(super) async fn check_publisher(node: &mut Node, link: &Link) -> Result<()> {
     let place = node.place();
     if node.is_in_recovery().await? {
         return Err(CutoverError::refused(format!("the {place} is a standby and cannot publish"))
@@ -89,7 +90,7 @@ struct Subscriber {
 /// # Errors
 ///
 /// What is to be changed there.
-pub async fn check_subscriber(node: &mut Node, link: &Link) -> Result<()> {
+pub(super) async fn check_subscriber(node: &mut Node, link: &Link) -> Result<()> {
     let place = node.place();
     // from 16 a role may subscribe without being superuser; before, managed servers have their own ways
     let may_subscribe = match node.major() >= Major::new(16) {
@@ -159,7 +160,7 @@ struct Counterpart {
 /// # Errors
 ///
 /// What is missing there.
-pub async fn check_tables(node: &mut Node, tables: &[Table]) -> Result<()> {
+pub(super) async fn check_tables(node: &mut Node, tables: &[Table]) -> Result<()> {
     let place = node.place();
     // from 16 rows are applied as the table's owner
     let may_act = match node.major() >= Major::new(16) {
@@ -225,7 +226,7 @@ struct Filled {
 /// # Errors
 ///
 /// Which have.
-pub async fn check_empty(node: &mut Node, tables: &[Table]) -> Result<()> {
+pub(super) async fn check_empty(node: &mut Node, tables: &[Table]) -> Result<()> {
     let filled = filled(node, &tables.iter().collect::<Vec<_>>()).await?;
     if filled.is_empty() {
         return Ok(());
@@ -245,7 +246,7 @@ pub async fn check_empty(node: &mut Node, tables: &[Table]) -> Result<()> {
 /// # Errors
 ///
 /// When the server refuses or is gone.
-pub async fn filled(node: &mut Node, tables: &[&Table]) -> Result<Vec<String>> {
+pub(super) async fn filled(node: &mut Node, tables: &[&Table]) -> Result<Vec<String>> {
     let mut filled = Vec::new();
     for some in tables.chunks(TABLES_A_QUESTION) {
         let questions: Vec<_> = some

@@ -7,16 +7,18 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::context::Cutover;
-use super::copy_wait::idle;
-use super::error::Result;
-use super::link::{Direction, Link};
-use super::node::{Node, Place};
-use super::retained_wal::{idle_slots, retained};
-use super::status::{Circumstances, IdleSlot, Lag, Phase, Replay, Retained, Status, TableProgress, Total, warnings};
-use super::subscription::{self, CopyState, Subscription, TableState};
-use super::tables::{OWN_SCHEMA, tables};
-use super::workers::{self, Workers};
+use crate::cutover::context::Cutover;
+use crate::cutover::error::Result;
+use crate::cutover::node::{Node, Place};
+use crate::cutover::replicate::copy_wait::idle;
+use crate::cutover::replication::link::{Direction, Link};
+use crate::cutover::replication::subscription::{self, CopyState, Subscription, TableState};
+use crate::cutover::replication::workers::{self, Workers};
+use crate::cutover::status::retained_wal::{idle_slots, retained};
+use crate::cutover::status::{
+    Circumstances, IdleSlot, Lag, Phase, Replay, Retained, Status, TableProgress, Total, warnings,
+};
+use crate::cutover::tables::{OWN_SCHEMA, tables};
 use crate::pg::conninfo::Conninfo;
 use crate::pg::session::Access;
 use crate::pg::version::Major;
@@ -173,7 +175,7 @@ impl<'a> Observer<'a> {
             (published.retained, published.lag) = (Some(retained), lag);
         }
         if !are_fresh {
-            let size = |table: &super::tables::Table| {
+            let size = |table: &crate::cutover::tables::Table| {
                 let rows = (table.estimated_rows > 0.0).then_some(table.estimated_rows as u64);
                 (table.label(), Size { bytes: table.bytes, rows })
             };
@@ -310,7 +312,7 @@ impl<'a> Observer<'a> {
     }
 }
 
-fn note(away: &mut Vec<String>, place: Place, failed: &super::error::CutoverError) {
+fn note(away: &mut Vec<String>, place: Place, failed: &crate::cutover::error::CutoverError) {
     let mut text = crate::formats::error_line::joined(failed);
     if !text.starts_with(&place.to_string()) {
         text = format!("{place}: {text}");

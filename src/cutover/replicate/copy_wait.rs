@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::context::Cutover;
-use super::error::{CutoverError, Kind, Result};
-use super::link::Link;
-use super::node::{Node, Place};
-use super::preconditions::filled;
-use super::quantity::time_text;
-use super::slot;
-use super::subscription::{self, CopyState, TableState};
-use super::tables::Table;
-use super::workers::{self, Workers};
+use crate::cutover::context::Cutover;
+use crate::cutover::error::{CutoverError, Kind, Result};
+use crate::cutover::node::{Node, Place};
+use crate::cutover::quantity::time_text;
+use crate::cutover::replicate::preconditions::filled;
+use crate::cutover::replication::link::Link;
+use crate::cutover::replication::slot;
+use crate::cutover::replication::subscription::{self, CopyState, TableState};
+use crate::cutover::replication::workers::{self, Workers};
+use crate::cutover::tables::Table;
 use crate::pg::session::Access;
 
 /// How often the subscriber is looked at.
@@ -44,7 +44,7 @@ const SHOWN: usize = 5;
 ///
 /// When the slot or the subscription is gone, when a table's copy or the following fails again and again, when a server is
 /// away for five minutes, or when the user asks for the end. What is under way goes on; waiting again goes on as well.
-pub async fn wait(cutover: &Cutover, link: &Link, tables: &[Table]) -> Result<()> {
+pub(super) async fn wait(cutover: &Cutover, link: &Link, tables: &[Table]) -> Result<()> {
     if !cutover.rehearsal.permits("wait", "until all tables are copied and followed") {
         return Ok(());
     }
@@ -209,7 +209,7 @@ async fn connect(cutover: &Cutover, place: Place) -> Result<Node> {
 /// # Errors
 ///
 /// When it is not: then the copy has to begin anew.
-pub async fn check_slot(publisher: &mut Node, link: &Link) -> Result<()> {
+pub(super) async fn check_slot(publisher: &mut Node, link: &Link) -> Result<()> {
     let why = match slot::find(publisher, link).await? {
         None => "was dropped".to_owned(),
         Some(slot) => match slot.lost {
@@ -246,7 +246,7 @@ fn conflict(place: Place, table: &Table, log: &str) -> CutoverError {
 }
 
 /// Tables whose copy has begun and has no worker.
-pub(super) fn idle(states: &[TableState], workers: &Workers) -> Vec<String> {
+pub(in crate::cutover) fn idle(states: &[TableState], workers: &Workers) -> Vec<String> {
     let idle = states.iter().filter(|table| table.state == CopyState::Copying).map(TableState::label);
     idle.filter(|label| !workers.copying.contains(label)).collect()
 }

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
-use super::error::{CutoverError, Result};
-use super::marker;
-use super::node::Node;
-use super::tables::{OWN_SCHEMA, Table};
+use crate::cutover::error::{CutoverError, Result};
+use crate::cutover::marker;
+use crate::cutover::node::Node;
+use crate::cutover::tables::{OWN_SCHEMA, Table};
 use crate::pg::conninfo::{MASK, Password};
 use crate::pg::quote::{identifier, literal};
 use crate::pg::scram;

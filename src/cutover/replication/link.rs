@@ -1,8 +1,8 @@
 //! One way of logical replication: who publishes, who subscribes, and under which names.
 
-use super::error::Result;
-use super::node::Place;
-use super::plan::{Plan, lacks};
+use crate::cutover::error::Result;
+use crate::cutover::node::Place;
+use crate::cutover::plan::{Plan, lacks};
 use crate::pg::conninfo::Conninfo;
 
 /// From which server to which.

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::context::Cutover;
-use super::error::{CutoverError, Result};
-use super::journal::Mark;
-use super::node::Node;
-use super::plan::MissingIdentity;
-use super::tables::Table;
+use crate::cutover::context::Cutover;
+use crate::cutover::error::{CutoverError, Result};
+use crate::cutover::journal::Mark;
+use crate::cutover::node::Node;
+use crate::cutover::plan::MissingIdentity;
+use crate::cutover::tables::Table;
 use crate::pg::quote::literal;
 
 /// How long a statement may keep others from a table while it waits for it itself.

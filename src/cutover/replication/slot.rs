@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::error::{CutoverError, Result};
-use super::link::Link;
-use super::node::Node;
+use crate::cutover::error::{CutoverError, Result};
+use crate::cutover::node::Node;
+use crate::cutover::replication::link::Link;
 use crate::pg::quote::literal;
 use crate::pg::version::Major;
 

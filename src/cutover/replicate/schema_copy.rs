@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use super::context::Cutover;
-use super::error::{CutoverError, Result};
-use super::node::Node;
-use super::schema_dump::{Part, SchemaDump, SchemaEntry, SchemaScript, dump_arguments};
-use super::tables::OWN_SCHEMA;
+use crate::cutover::context::Cutover;
+use crate::cutover::error::{CutoverError, Result};
+use crate::cutover::node::Node;
+use crate::cutover::replicate::schema_dump::{Part, SchemaDump, SchemaEntry, SchemaScript, dump_arguments};
+use crate::cutover::tables::OWN_SCHEMA;
 use crate::pg::conninfo::Conninfo;
 use crate::pg::quote::literal;
 

@@ -3,25 +3,33 @@
 //! Each piece is looked for in the catalogue before it is made, and journalled before that: a run after any death finds what
 //! the last one left. No failure keeps anybody from writing to the publisher, and none leaves a slot there that nobody uses.
 
+pub(super) mod copy_wait;
+mod preconditions;
+pub mod schema_copy;
+mod schema_dump;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::context::Cutover;
-use super::error::{CutoverError, Result};
-use super::journal::Mark;
-use super::link::{Direction, Link};
-use super::node::{Node, Place};
-use super::quantity::time_text;
-use super::schema_dump::Part;
-use super::subscription::CopyState;
-use super::tables::{OWN_SCHEMA, Table, tables};
-use super::{
-    copy_wait, marker, preconditions, publication, replica_identity, replication_role, schema_copy, slot, subscription,
-};
+use crate::cutover::context::Cutover;
+use crate::cutover::error::{CutoverError, Result};
+use crate::cutover::journal::Mark;
+use crate::cutover::marker;
+use crate::cutover::node::{Node, Place};
+use crate::cutover::quantity::time_text;
+use crate::cutover::replication::identity;
+use crate::cutover::replication::link::{Direction, Link};
+use crate::cutover::replication::publication;
+use crate::cutover::replication::role;
+use crate::cutover::replication::slot;
+use crate::cutover::replication::subscription;
+use crate::cutover::replication::subscription::CopyState;
+use crate::cutover::tables::{OWN_SCHEMA, Table, tables};
 use crate::pg::conninfo::Conninfo;
 use crate::pg::session::Access;
+use schema_dump::Part;
 
 /// How to replicate.
 #[derive(Debug, Clone, Copy)]
@@ -116,7 +124,7 @@ async fn prepare(
     subscriber: &mut Node,
     tables: &[Table],
 ) -> Result<()> {
-    replica_identity::prepare(cutover, publisher, tables).await?;
+    identity::prepare(cutover, publisher, tables).await?;
     marker::create(publisher, cutover.plan.application.as_ref().map(Conninfo::user)).await?;
     marker::create(subscriber, None).await?;
     marker::clear(subscriber).await?;
@@ -131,18 +139,18 @@ async fn prepare(
         preconditions::check_empty(subscriber, tables).await?;
     }
     let (role, password) = (connection.user(), connection.password());
-    match (replication_role::exists(publisher, role).await?, cutover.journal.has(Mark::ReplicationRole)) {
+    match (role::exists(publisher, role).await?, cutover.journal.has(Mark::ReplicationRole)) {
         (false, was_begun) => {
             if !was_begun {
                 cutover.journal.record(Mark::ReplicationRole, format!("making the role \"{role}\""), role)?;
             }
-            replication_role::create(publisher, role, password).await?;
+            role::create(publisher, role, password).await?;
         }
-        (true, true) => replication_role::set_password(publisher, role, password).await?,
+        (true, true) => role::set_password(publisher, role, password).await?,
         // it was there before: its password is its owner's business
         (true, false) => {}
     }
-    replication_role::grant(publisher, role, tables).await?;
+    role::grant(publisher, role, tables).await?;
     if !publication::exists(publisher, link).await? && !cutover.journal.has(Mark::Publication) {
         let what = format!("making the publication \"{}\"", link.publication);
         cutover.journal.record(Mark::Publication, what, &link.publication)?;

@@ -3,10 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::error::Result;
-use super::link::Link;
-use super::node::Node;
-use super::subscription;
+use crate::cutover::error::Result;
+use crate::cutover::node::Node;
+use crate::cutover::replication::link::Link;
+use crate::cutover::replication::subscription;
 use crate::pg::version::Major;
 
 /// What the subscriber's workers do.

@@ -1,12 +1,15 @@
-//! How far a cutover is, as values: what [`super::observer`] sees, and what of it a person has to look at.
+//! How far a cutover is, as values: what [`crate::cutover::status::observer`] sees, and what of it a person has to look at.
+
+pub mod observer;
+mod retained_wal;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::link::Direction;
-use super::quantity::bytes_text;
-use super::subscription::CopyState;
-use super::workers::Workers;
+use crate::cutover::quantity::bytes_text;
+use crate::cutover::replication::link::Direction;
+use crate::cutover::replication::subscription::CopyState;
+use crate::cutover::replication::workers::Workers;
 
 /// Below this share of the WAL that a slot may keep at all, what is left is little.
 const LITTLE_ROOM: f64 = 0.2;
