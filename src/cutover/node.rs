@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::error::{CutoverError, Result};
 use super::rehearsal::Rehearsal;
 use crate::formats::lsn::Lsn;
-use crate::pg::conninfo::{Conninfo, MASK};
+use crate::pg::conninfo::Conninfo;
 use crate::pg::quote::{identifier, literal};
 use crate::pg::session::{Access, SECRET, Session};
 use crate::pg::version::Major;
@@ -146,13 +146,14 @@ impl Node {
             .map_err(|e| CutoverError::from(e).during(place).with_detail(format!("The statement was: {shown}")))
     }
 
-    /// Runs one statement in which [`SECRET`] stands for a secret, as [`Session::execute_with_secret`].
+    /// Runs one statement in which [`SECRET`] stands for a secret, as [`Session::execute_with_secret`]; a person reads
+    /// `masked` in its place.
     ///
     /// # Errors
     ///
     /// When the server refuses or is gone.
-    pub async fn change_with_secret(&mut self, statement: &str, secret: &str) -> Result<()> {
-        let shown = statement.replace(SECRET, &literal(MASK));
+    pub async fn change_with_secret(&mut self, statement: &str, secret: &str, masked: &str) -> Result<()> {
+        let shown = statement.replace(SECRET, &literal(masked));
         if !self.rehearsal.permits(self.place, format_args!("{shown};")) {
             return Ok(());
         }

@@ -73,10 +73,10 @@ impl TableState {
 /// When the subscriber refuses or is gone, or cannot reach the publisher.
 pub async fn create(node: &mut Node, link: &Link, connection: &Conninfo, copy_data: bool) -> Result<()> {
     let name = identifier(&link.subscription);
+    let (revealed, masked) = (connection.revealed(), connection.masked());
     if let Some(found) = find(node, link).await? {
         // another address or password than at the last try
-        node.change_with_secret(&format!("alter subscription {name} connection {SECRET}"), &connection.revealed())
-            .await?;
+        node.change_with_secret(&format!("alter subscription {name} connection {SECRET}"), &revealed, &masked).await?;
         if !found.enabled || found.slot.as_deref() != Some(&link.slot) {
             node.change(&format!("alter subscription {name} set (slot_name = {})", literal(&link.slot))).await?;
             node.change(&format!("alter subscription {name} enable")).await?;
@@ -89,7 +89,7 @@ pub async fn create(node: &mut Node, link: &Link, connection: &Conninfo, copy_da
         identifier(&link.publication),
         literal(&link.slot)
     );
-    node.change_with_secret(&statement, &connection.revealed()).await.map_err(|failed| {
+    node.change_with_secret(&statement, &revealed, &masked).await.map_err(|failed| {
         failed.with_hint(format!(
             "The server of the {} itself has to reach the {} at {connection} and log in there: its address, password and \
              pg_hba.conf are to be right.",
