@@ -62,8 +62,7 @@ fn lost(server: &PgCluster, committed: &[String]) -> Vec<String> {
     for line in committed {
         let (rest, key) = line.rsplit_once(' ').unwrap();
         // the names with spaces are quoted
-        let at =
-            if rest.ends_with('"') { rest[..rest.len() - 1].rfind('"').unwrap() } else { rest.rfind(' ').unwrap() + 1 };
+        let at = rest.strip_suffix('"').map_or_else(|| rest.rfind(' ').unwrap() + 1, |open| open.rfind('"').unwrap());
         by_column.entry((rest[..at].trim(), &rest[at..])).or_default().insert(key);
     }
     let mut lost = Vec::new();

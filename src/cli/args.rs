@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use super::cutover::CutoverArgs;
+use super::cutover::args::CutoverArgs;
 use crate::formats::lzo1x;
 use crate::formats::wal_name::SegmentName;
 

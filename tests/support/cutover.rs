@@ -2,7 +2,7 @@
 //! an application that never stops writing wherever it is pointed at.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -265,7 +265,7 @@ impl Application {
     }
 }
 
-async fn write_until(stop: &AtomicBool, address: &PathBuf, maintenance: &PathBuf, statements: &[String]) -> Work {
+async fn write_until(stop: &AtomicBool, address: &Path, maintenance: &Path, statements: &[String]) -> Work {
     let mut work = Work::default();
     let mut session: Option<(String, PgConnection)> = None;
     let mut turns = statements.iter().cycle();

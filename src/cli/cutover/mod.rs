@@ -1,6 +1,6 @@
 //! `wal-eve cutover`: the plan and the environment in, the steps' results out.
 
-mod args;
+pub(super) mod args;
 mod check_text;
 mod confirmation;
 mod outcome;
@@ -14,8 +14,7 @@ use std::path::{Path, PathBuf};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-pub(super) use args::CutoverArgs;
-use args::{CommonArgs, FinishArgs, PromoteArgs, ReplicateArgs, StatusArgs, Step};
+use args::{CommonArgs, CutoverArgs, FinishArgs, PromoteArgs, ReplicateArgs, StatusArgs, Step};
 use outcome::Outcome;
 
 use super::args::GlobalArgs;
