@@ -26,7 +26,9 @@ pub(super) fn text(report: &CheckReport) -> String {
     }
     let verdict = if report.is_ready() { "Nothing stands in the way." } else { "Not ready." };
     let (errors, warnings, notes) = (report.errors, report.warnings, report.notes);
-    let _ = writeln!(text, "{verdict} {errors} errors, {warnings} warnings, {notes} notes.");
+    let counted = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
+    let counts = [counted(errors, "error"), counted(warnings, "warning"), counted(notes, "note")];
+    let _ = writeln!(text, "{verdict} {}.", counts.join(", "));
     text
 }
 
@@ -70,7 +72,7 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[2..5], ["  [identity] it is so", "      Because.", "      - t0"]);
         assert_eq!(lines[14..16], ["      - … and 2 more; --json has all", "      > alter table …;"]);
-        assert_eq!(lines.last().unwrap(), &"Not ready. 1 errors, 0 warnings, 1 notes.");
+        assert_eq!(lines.last().unwrap(), &"Not ready. 1 error, 0 warnings, 1 note.");
         assert!(!text.contains("WARNINGS") && text.contains("NOTES"));
     }
 }
