@@ -49,7 +49,7 @@ mod tests {
         let read = |replacements: &[&str]| {
             let replacements: Vec<_> = replacements.iter().map(|text| text.to_string()).collect();
             Plan::read(SAMPLE, &replacements, |name| match name {
-                "DATABASE_URL" => Some("postgres://app:s3cret@source/app".into()),
+                "SOURCE_URL" => Some("postgres://app:s3cret@source/app".into()),
                 _ => Some("w0rd".into()),
             })
             .unwrap()
