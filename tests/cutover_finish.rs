@@ -227,6 +227,31 @@ fn an_abort_takes_the_replication_away_and_leaves_the_publisher_as_it_was() {
 }
 
 #[test]
+fn an_abort_killed_half_way_goes_on_where_it_stopped() {
+    let migration = replicated(15, 18);
+    for pause in [0, 100, 200, 300] {
+        let mut running = migration.spawn("abort");
+        std::thread::sleep(Duration::from_millis(pause));
+        running.signal(Signal::KILL);
+        running.wait();
+    }
+    migration.cutover("abort").assert_success();
+    assert_undone(&migration);
+    for (server, question) in [
+        (&migration.replica, "select count(*) from pg_replication_slots"),
+        (&migration.replica, "select count(*) from pg_publication"),
+        (&migration.replica, "select count(*) from pg_roles where rolname = 'wal_eve_replication'"),
+        (migration.target(), "select count(*) from pg_subscription"),
+    ] {
+        assert_eq!(server.try_psql(&format!("\\c app\n{question}")).stdout_text().trim(), "0", "{question}");
+    }
+    // and once more there is nothing to do
+    let before = migration.journal();
+    migration.cutover("abort").assert_success();
+    assert_eq!(migration.journal(), before);
+}
+
+#[test]
 fn an_abort_after_the_promotion_gives_the_source_back() {
     let migration = MigrationOptions::from(15).schema(SCHEMA).make();
     migration.wal_eve().run(["cutover", "promote", "--set", "hooks.switch_to_replica=exit 1"]).assert_code(1);

@@ -13,7 +13,7 @@ use crate::cutover::node::Place;
 use crate::cutover::plan::MissingIdentity;
 use crate::cutover::quantity::time_text;
 use crate::cutover::replication::identity;
-use crate::cutover::replication::link::Link;
+use crate::cutover::replication::link::{Direction, Link};
 use crate::cutover::replication::publication;
 use crate::cutover::replication::role;
 use crate::cutover::replication::slot;
@@ -90,7 +90,10 @@ async fn drop_subscribers_side(cutover: &Cutover, link: &Link) -> Result<()> {
 pub async fn drop_publishers_side(cutover: &Cutover, link: &Link) -> Result<()> {
     let mut publisher = cutover.connect(link.publisher, Access::ReadWrite).await?;
     slot::drop(&mut publisher, link).await?;
-    publication::drop(&mut publisher, link).await?;
+    // one that was there before the cutover is somebody else's
+    if link.direction == Direction::Back || cutover.journal.has(Mark::Publication) {
+        publication::drop(&mut publisher, link).await?;
+    }
     publisher.close().await;
     Ok(())
 }
