@@ -93,9 +93,15 @@ pub async fn finish(cutover: &mut Cutover, options: FinishOptions) -> Result<Fin
         tracing::info!("this move is over already");
         return Ok(done);
     }
-    if !has_parted(cutover, &link).await?
-        && let Err(failed) = up_to_the_parting(cutover, &link, options.reverse).await
-    {
+    let parted = has_parted(cutover, &link).await.map_err(|failed| {
+        failed
+            .with_detail(format!(
+                "The subscription was about to go: the {} is read-only and maintenance on.",
+                link.publisher
+            ))
+            .with_hint("Mend that and run the same command again: it goes on from here.")
+    })?;
+    if !parted && let Err(failed) = up_to_the_parting(cutover, &link, options.reverse).await {
         let has_begun = [Mark::FinishMaintenance, Mark::PublisherFence].iter().any(|mark| cutover.journal.has(*mark));
         return Err(if has_begun { undone(cutover, &link, failed).await } else { failed });
     }
