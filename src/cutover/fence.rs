@@ -283,6 +283,15 @@ fn describe(session: &OldSession) -> String {
     format!("pid {} of {user}{}", session.pid, application.map(|name| format!(" ({name})")).unwrap_or_default())
 }
 
+/// Whether the database is read-only by default, as a fence leaves it.
+///
+/// # Errors
+///
+/// When the server is gone.
+pub async fn stands(node: &mut Node) -> Result<bool> {
+    Ok(database_default(node).await?.as_deref().is_some_and(is_on))
+}
+
 /// How many transactions have got a number since the fence, those that are still running included: autovacuum takes some, and
 /// so does a session that overrode it.
 ///
@@ -344,7 +353,7 @@ pub async fn lift(cutover: &Cutover, node: &mut Node, mark: Mark) -> Result<()> 
 ///
 /// When the server refuses or is gone.
 pub async fn clear(node: &mut Node) -> Result<()> {
-    if !database_default(node).await?.as_deref().is_some_and(is_on) {
+    if !stands(node).await? {
         return Ok(());
     }
     tracing::warn!("the {}'s database is read-only by default: it will not be from here on", node.place());

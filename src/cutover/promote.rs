@@ -36,6 +36,9 @@ const PROMOTE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long replay must have stood still at the archive's end to be taken for there, where no fence tells.
 const STILL: Duration = Duration::from_secs(5);
 
+/// How long a promotion that may have been asked for can take to show.
+const SETTLING: Duration = Duration::from_secs(10);
+
 /// What undoing it means.
 const MOVE: Move = Move { fenced: Place::Source, fence: Mark::SourceFence, maintenance: Mark::PromoteMaintenance };
 
@@ -77,16 +80,9 @@ pub async fn promote(cutover: &mut Cutover, options: &PromoteOptions<'_>) -> Res
         tracing::info!("the replica was promoted by this cutover already");
         return Ok(done);
     }
-    // the mark alone is no proof: whoever lifted the fence by hand since then has a source that went on
-    let is_standby = cutover.connect(Place::Replica, Access::ReadOnly).await;
-    let is_standby = match is_standby {
-        Ok(mut replica) => replica.is_in_recovery().await,
-        Err(failed) => Err(failed),
-    };
-    let is_over = cutover.journal.has(Mark::Promoting) && matches!(is_standby, Ok(false));
-    if !is_over {
+    if !is_under_way(cutover).await? {
         let reached = async {
-            check(cutover, options, is_standby?).await?;
+            check(cutover, options).await?;
             reach_the_fence(cutover, options).await
         };
         if let Err(failed) = reached.await {
@@ -104,8 +100,59 @@ pub async fn promote(cutover: &mut Cutover, options: &PromoteOptions<'_>) -> Res
     })
 }
 
+/// Whether a promotion that an earlier run announced is to be gone on with. The mark alone is no proof: whoever lifted the
+/// fence by hand since then has a source that went on.
+async fn is_under_way(cutover: &mut Cutover) -> Result<bool> {
+    if !cutover.journal.has(Mark::Promoting) {
+        return Ok(false);
+    }
+    let point = cutover.journal.data::<FencePoint>(Mark::FencePoint);
+    let source = match &point {
+        Some(_) => cutover.connect(Place::Source, Access::ReadOnly).await.ok(),
+        None => None,
+    };
+    let (mut is_fenced, mut is_proved) = (true, true);
+    if let (Some(mut source), Some(point)) = (source, &point) {
+        is_fenced = fence::stands(&mut source).await?;
+        is_proved = is_fenced && fence::transactions_since(&mut source, point).await? == 0;
+        source.close().await;
+    } else if point.is_some() {
+        tracing::warn!("the source cannot be asked whether its fence still stands: going on with what was proved");
+    }
+    let mut replica = cutover.connect(Place::Replica, Access::ReadOnly).await?;
+    let mut is_standby = replica.is_in_recovery().await?;
+    if is_standby && !is_proved {
+        // a promotion that was asked for may take a moment; one that was not is fenced anew
+        let settled = Instant::now() + SETTLING;
+        while is_standby && Instant::now() < settled {
+            cutover.pause(Duration::from_millis(200)).await?;
+            is_standby = replica.is_in_recovery().await?;
+        }
+    }
+    replica.close().await;
+    if is_standby {
+        return Ok(is_proved);
+    }
+    if is_fenced {
+        return Ok(true);
+    }
+    cutover.journal.record(Mark::Forked, "the replica was promoted, and the source went on without its fence", ())?;
+    cutover.journal.undo(Mark::Promoting, "the promotion counts for nothing")?;
+    let failed = CutoverError::refused("the replica was promoted, and the source has been unfenced since")
+        .with_detail(
+            "What was written to the source since then is not on the replica, which cannot follow it any more.",
+        )
+        .with_hint("Restore the replica anew with backup-fetch, and begin again.");
+    Err(match undo(cutover).await {
+        Ok(()) => failed,
+        Err(also) => failed.with_detail(format!("Not all could be undone: {}.", joined(&also))),
+    })
+}
+
 /// What must hold before anybody is kept waiting.
-async fn check(cutover: &mut Cutover, options: &PromoteOptions<'_>, is_standby: bool) -> Result<()> {
+async fn check(cutover: &mut Cutover, options: &PromoteOptions<'_>) -> Result<()> {
+    let mut replica = cutover.connect(Place::Replica, Access::ReadOnly).await?;
+    let is_standby = replica.is_in_recovery().await?;
     let was_given_up = cutover.journal.has(Mark::Forked);
     if !is_standby {
         let refused = CutoverError::refused("the replica is no standby");
@@ -121,7 +168,6 @@ async fn check(cutover: &mut Cutover, options: &PromoteOptions<'_>, is_standby: 
     if was_given_up {
         cutover.journal.undo(Mark::Forked, "the replica is a standby again, or still")?;
     }
-    let mut replica = cutover.connect(Place::Replica, Access::ReadOnly).await?;
     if replica.major() < Major::new(12) && cutover.plan.promote_command.is_none() {
         return Err(CutoverError::refused(format!("PostgreSQL {} cannot be promoted by SQL", replica.version()))
             .with_hint("Set replica.promote_command in the plan, such as \"pg_ctl promote -w -D /path/to/data\"."));
@@ -232,6 +278,9 @@ async fn wait_for_last_write(
         let lsn = point.lsn()?;
         let waited = cutover
             .until(format_args!("the replica has replayed {lsn}"), Some(deadline), async || {
+                if !replica.is_in_recovery().await? {
+                    return Err(CutoverError::refused("the replica was promoted by somebody else meanwhile"));
+                }
                 let at = replica.lsn("select coalesce(pg_last_wal_replay_lsn(), '0/0')::text").await?;
                 Ok(if at >= lsn {
                     Look::Holds
@@ -323,8 +372,22 @@ async fn undone(cutover: &mut Cutover, failed: CutoverError) -> CutoverError {
     }
     // what could not be recorded must not be made worse by not undoing it
     let _ = cutover.journal.note(format!("failed: {}", joined(&failed)));
+    let still_follows = match cutover.connect(Place::Replica, Access::ReadOnly).await {
+        Ok(mut replica) => replica.is_in_recovery().await.ok(),
+        Err(_) => None,
+    };
+    let failed = failed.with_detail(match still_follows {
+        Some(true) => "Nothing was promoted.",
+        Some(false) => {
+            "The replica is a primary and cannot follow the source any more: restore it anew with backup-fetch."
+        }
+        None => "The replica cannot be asked whether it still follows.",
+    });
+    if still_follows == Some(false) {
+        let _ = cutover.journal.record(Mark::Forked, "the replica is a primary although nothing was switched", ());
+    }
     let undone = undo(cutover).await;
-    MOVE.explain(cutover, failed.with_detail("Nothing was promoted."), undone)
+    MOVE.explain(cutover, failed, undone)
 }
 
 /// Lifts the fence from the source, lets the replica be as it was, and switches maintenance off.

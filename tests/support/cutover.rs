@@ -151,7 +151,7 @@ impl Migration {
         let mut plan = format!(
             "[source]\nconnection = '{}'\n[replica]\nconnection = '{}'\npromote_command = '{} promote -w -s -D {}'\n\
              [application]\nuser = 'app'\n\
-             [hooks]\ntimeout = '10 s'\n",
+             [promote]\nbudget = '60 s'\n[hooks]\ntimeout = '10 s'\n",
             conninfo(&self.source, APP),
             conninfo(&self.replica, "postgres"),
             self.replica.bin().program("pg_ctl").display(),
