@@ -300,3 +300,26 @@ fn a_table_that_the_subscription_does_not_follow_is_not_left_behind() {
     assert!(said.contains("public.late") && said.contains("refresh publication"), "{said}");
     assert_undone(&migration);
 }
+
+#[test]
+fn all_steps_in_one_walk_stop_for_a_persons_word() {
+    let migration = MigrationOptions::from(15).to(18).schema(SCHEMA).make();
+    // nobody is there to give it
+    let said = migration.cutover("run").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("not confirmed") && said.contains("--yes"), "{said}");
+    assert_eq!((migration.hooks(), migration.is_writable(&migration.source)), (Vec::new(), true));
+    let shown = migration.cutover("run --dry-run").assert_success().stdout_text().to_owned();
+    assert!(shown.contains("pg_promote") && shown.contains("then: replicate and finish"), "{shown}");
+    let application = migration.application(&[INSERT]);
+    let walked = migration.cutover("run --yes").assert_success().stdout_text().to_owned();
+    std::thread::sleep(Duration::from_millis(300));
+    let work = application.stop_and_tell();
+    for expected in ["Nothing stands in the way", "The replica is the primary", "The application uses the target"] {
+        assert!(walked.contains(expected), "{expected} is not in\n{walked}");
+    }
+    assert_eq!((lost(migration.target(), &work.committed), work.collisions), (Vec::new(), Vec::new()));
+    // once more does nothing
+    let before = (migration.journal(), migration.hooks());
+    migration.cutover("run --yes").assert_success();
+    assert_eq!((migration.journal(), migration.hooks()), before);
+}
