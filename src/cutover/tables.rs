@@ -60,11 +60,6 @@ impl Table {
     pub fn quoted(&self) -> String {
         format!("{}.{}", identifier(&self.schema), identifier(&self.name))
     }
-
-    /// The columns that logical replication carries, for SQL.
-    pub fn replicated_columns(&self) -> impl Iterator<Item = String> {
-        self.columns.iter().filter(|column| !column.is_generated).map(|column| identifier(&column.name))
-    }
 }
 
 /// The tables of a database, by schema and name; `selection` has `schema.table`, none is all. What a plan names and the

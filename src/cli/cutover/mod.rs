@@ -94,20 +94,14 @@ impl Invocation<'_> {
 
     async fn check(&self, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
         let cutover = self.open("check", Mode::Look, interrupted)?;
-        let archive =
-            self.archive.as_ref().map(|archive| ArchiveEnd { store: &*archive.store, layout: &archive.layout });
-        let report = check(&cutover, archive).await?;
+        let report = check(&cutover, self.archive_end()).await?;
         let status = if report.is_ready() { ExitStatus::DONE } else { ExitStatus::USER };
         Ok(Outcome::new(check_text::text(&report), &report).with_status(status))
     }
 
     async fn promote(&self, args: &PromoteArgs, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
         let mut cutover = self.open("promote", self.changing(), interrupted)?;
-        let archive = self.archive.as_ref();
-        let options = PromoteOptions {
-            without_fence: args.without_fence,
-            archive: archive.map(|archive| ArchiveEnd { store: &*archive.store, layout: &archive.layout }),
-        };
+        let options = PromoteOptions { without_fence: args.without_fence, archive: self.archive_end() };
         let report = promote(&mut cutover, &options).await?;
         Ok(Outcome::new(outcome::promote_text(&report), &report).rehearsed(&cutover.rehearsal))
     }
@@ -128,6 +122,10 @@ impl Invocation<'_> {
     async fn status(&self, args: &StatusArgs, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
         let cutover = self.open("status", Mode::Look, interrupted)?;
         status_watch::run(&cutover, args.watch, self.common.json).await
+    }
+
+    fn archive_end(&self) -> Option<ArchiveEnd<'_>> {
+        self.archive.as_ref().map(|archive| ArchiveEnd { store: &*archive.store, layout: &archive.layout })
     }
 
     fn open(&self, step: &'static str, mode: Mode, interrupted: watch::Receiver<bool>) -> Result<Cutover> {
