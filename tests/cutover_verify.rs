@@ -715,10 +715,6 @@ fn a_row_in_flight_is_no_difference() {
     );
     pair.publisher.psql("update late set v = 1 where id = 50; insert into late_without_key values (2)");
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(600));
-            pair.subscriber.psql("update late set v = 1 where id = 50; insert into late_without_key values (2)");
-        });
         // each side goes its own way in one row, all the time
         for (cluster, step) in [(&pair.publisher, 1), (&pair.subscriber, -1)] {
             scope.spawn(move || {
@@ -729,6 +725,18 @@ fn a_row_in_flight_is_no_difference() {
                 ));
             });
         }
+        for cluster in [&pair.publisher, &pair.subscriber] {
+            cluster.wait_until_sql("select v <> 0 from busy where id = 1", Duration::from_secs(60));
+        }
+        // what is seen of it comes at its commit, whenever this machine gets a program started
+        scope.spawn(|| {
+            pair.subscriber.psql(
+                "begin; update late set v = 1 where id = 50; insert into late_without_key values (2); \
+                 select pg_sleep(0.7) /* in flight */; commit",
+            );
+        });
+        let in_flight = "select count(*) > 0 from pg_stat_activity where query like '%in flight%' and wait_event = 'PgSleep'";
+        pair.subscriber.wait_until_sql(in_flight, Duration::from_secs(20));
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let report = runtime.block_on(pair.compare(None, &[]));
         for table in ["public.late", "public.late_without_key"] {
