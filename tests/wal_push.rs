@@ -345,6 +345,14 @@ fn a_marker_answers_only_for_what_it_was_written_for() {
         fs::OpenOptions::new().append(true).open(file(site)).unwrap().set_modified(times).unwrap();
         site.trusting()
     });
+    stale("a copy of the file in its place, times and all", |site| {
+        let (path, copy) = (file(site), site.wal.file("copy"));
+        let times = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::copy(&path, &copy).unwrap();
+        fs::OpenOptions::new().append(true).open(&copy).unwrap().set_modified(times).unwrap();
+        fs::rename(&copy, &path).unwrap();
+        site.trusting()
+    });
     stale("a torn marker", |site| {
         let marker = site.wal.file(".wal-e/pushed").join(segment_name(2));
         let text = fs::read(&marker).unwrap();

@@ -1,9 +1,11 @@
 //! What a look-ahead push leaves behind, so that the call in which PostgreSQL hands the segment over is answered without
 //! asking the archive.
 //!
-//! A marker is believed only when the object's address, the cluster's identity, the name, the size, the change time and the
-//! contents all still match: a marker alone may have come along in a snapshot or been left by another configuration. It is
-//! not fsynced: a lost one costs a push, a torn one does not parse.
+//! A marker is believed only when the object's address, the cluster's identity, the name, the very file (device, inode, size
+//! and both times of change) and a checksum of its contents all still match: a marker alone may have come along in a copy
+//! or been left by another configuration. The checksum is one that costs no more than reading the file: whoever could make
+//! another file of the same inode, times and CRC-32C could as well write the marker. It is not fsynced: a lost one costs a
+//! push, a torn one does not parse.
 
 use std::fs;
 use std::io;
@@ -12,10 +14,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{CommandError, Result};
-use crate::formats::hex::hex;
 use crate::formats::wal_name::SegmentName;
 use crate::fs::staged::StagedFile;
-use crate::transfer::wal_upload::Fingerprint;
+use crate::transfer::wal_upload::{FileState, Fingerprint};
 
 /// The record that a segment is durable in the archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,20 +25,17 @@ pub(super) struct PushMarker {
     url: String,
     system_identifier: u64,
     name: String,
-    size: u64,
-    mtime_ns: i128,
-    sha256: String,
+    file: Fingerprint,
 }
 
 impl PushMarker {
-    pub(super) fn new(url: String, system_identifier: u64, name: SegmentName, file: &Fingerprint) -> Self {
-        let sha256 = hex(&file.sha256);
-        Self { url, system_identifier, name: name.to_string(), size: file.size, mtime_ns: file.mtime_ns, sha256 }
+    pub(super) fn new(url: String, system_identifier: u64, name: SegmentName, file: Fingerprint) -> Self {
+        Self { url, system_identifier, name: name.to_string(), file }
     }
 
-    /// Whether it is about a file of this size and change time at this address: what can be told without reading the file.
-    pub(super) fn may_match(&self, url: &str, size: u64, mtime_ns: i128) -> bool {
-        self.url == url && self.size == size && self.mtime_ns == mtime_ns
+    /// Whether it is about this file at this address: what can be told without reading the file.
+    pub(super) fn may_match(&self, url: &str, state: &FileState) -> bool {
+        self.url == url && self.file.state == *state
     }
 }
 

@@ -17,7 +17,7 @@ use crate::formats::wal_name::{SegmentName, WalName};
 use crate::formats::wal_page::{LONG_HEADER_LEN, LongPageHeader};
 use crate::pg::archive_status;
 use crate::transfer::off_async;
-use crate::transfer::wal_upload::{self, Outcome, upload_wal};
+use crate::transfer::wal_upload::{self, FileState, Outcome, upload_wal};
 
 /// How many plain bytes the files under way at once may have, at least one file whatever its size: 64 MiB, which with their
 /// compressed copies keeps the process below 160 MiB.
@@ -73,13 +73,12 @@ pub fn already_pushed(url_of: impl Fn(&str) -> String, options: &WalPushOptions)
     let markers = PushMarkers::of(directory_of(&options.file));
     let marker = markers.read(name)?;
     let url = options.marked_url(&url_of(&name.to_string()));
-    let (size, mtime_ns) = wal_upload::size_and_mtime(&File::open(&options.file).ok()?).ok()?;
-    if !marker.may_match(&url, size, mtime_ns) {
+    if !marker.may_match(&url, &FileState::of(&File::open(&options.file).ok()?).ok()?) {
         return None;
     }
     let now = wal_upload::fingerprint(&options.file).ok()?;
     let identifier = system_identifier(&options.file)?;
-    if marker != PushMarker::new(url, identifier, name, &now) {
+    if marker != PushMarker::new(url, identifier, name, now) {
         return None;
     }
     // a crash before PostgreSQL's own note is durable asks again, and the archive then answers
@@ -178,16 +177,16 @@ async fn push_ahead(
     let path = directory.join(name.to_string());
     let key = archive.layout.wal(&name.to_string());
     let url = options.marked_url(&archive.store.url(&key));
-    let Ok((size, mtime_ns)) = File::open(&path).and_then(|file| wal_upload::size_and_mtime(&file)) else {
+    let Ok(state) = File::open(&path).and_then(|file| FileState::of(&file)) else {
         // PostgreSQL says it is ready but it is gone; without a claim of ours the server itself reports it
         return Ok(None);
     };
-    if markers.read(name).is_some_and(|marker| marker.may_match(&url, size, mtime_ns)) {
+    if markers.read(name).is_some_and(|marker| marker.may_match(&url, &state)) {
         return Ok(None);
     }
     let Some(identifier) = system_identifier(&path) else { return Ok(None) };
     let (fingerprint, _) = upload_wal(&*archive.store, &key, &path, options.level).await?;
-    markers.write(name, &PushMarker::new(url, identifier, name, &fingerprint))?;
+    markers.write(name, &PushMarker::new(url, identifier, name, fingerprint))?;
     Ok(Some(name))
 }
 

@@ -6,8 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use crc32c::crc32c_append;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _, future, stream};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
@@ -20,17 +22,46 @@ use crate::storage::{Put, Store};
 /// again, since its hash has to be known when a multipart upload begins.
 pub const IN_MEMORY_LIMIT_BYTES: u64 = 32 << 20;
 
+/// How much of a file [`fingerprint`] reads at a time: small enough to stay in the processor's cache until it is checked.
+const CHECKED_AT_ONCE_BYTES: usize = 256 << 10;
+
 type ChunkStream = BoxStream<'static, Result<Bytes>>;
 
-/// A file as it was when it was archived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fingerprint {
-    /// Its size in bytes.
+/// A file as the filesystem knows it: what no copy of it and no other file under its name has in common with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileState {
+    device: u64,
+    inode: u64,
+    /// In bytes.
     pub size: u64,
-    /// When it was last changed, in nanoseconds since 1970.
-    pub mtime_ns: i128,
-    /// Of its plain bytes.
-    pub sha256: [u8; 32],
+    /// When its contents were last changed, in nanoseconds since 1970.
+    mtime_ns: i128,
+    /// When anything about it was last changed, which nobody can set.
+    ctime_ns: i128,
+}
+
+impl FileState {
+    /// Of an open file.
+    pub fn of(file: &File) -> std::io::Result<Self> {
+        let found = file.metadata()?;
+        let nanoseconds = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
+        Ok(Self {
+            device: found.dev(),
+            inode: found.ino(),
+            size: found.len(),
+            mtime_ns: nanoseconds(found.mtime(), found.mtime_nsec()),
+            ctime_ns: nanoseconds(found.ctime(), found.ctime_nsec()),
+        })
+    }
+}
+
+/// A file as it was when it was archived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// The file, before it was read.
+    pub state: FileState,
+    /// Of its plain bytes: it tells whether they are still the same where `state` is, at the speed of memory.
+    pub crc32c: u32,
 }
 
 /// How archiving a file ended well.
@@ -42,27 +73,21 @@ pub enum Outcome {
     AlreadyIdentical,
 }
 
-/// The size and change time of an open file.
-pub fn size_and_mtime(file: &File) -> std::io::Result<(u64, i128)> {
-    let metadata = file.metadata()?;
-    Ok((metadata.len(), i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec())))
-}
-
 /// The fingerprint of the file at `path`, read now.
 pub fn fingerprint(path: &Path) -> Result<Fingerprint> {
     let failed = TransferError::file("read", path);
     let read = || {
         let mut file = File::open(path)?;
-        let (size, mtime_ns) = size_and_mtime(&file)?;
-        let mut hash = Sha256::new();
-        let mut buffer = vec![0; CHUNK_SIZE];
+        let state = FileState::of(&file)?;
+        let mut crc = 0;
+        let mut buffer = vec![0; CHECKED_AT_ONCE_BYTES];
         loop {
             match file.read(&mut buffer)? {
                 0 => break,
-                len => hash.update(&buffer[..len]),
+                len => crc = crc32c_append(crc, &buffer[..len]),
             }
         }
-        Ok(Fingerprint { size, mtime_ns, sha256: hash.finalize().into() })
+        Ok(Fingerprint { state, crc32c: crc })
     };
     read().map_err(failed)
 }
@@ -71,36 +96,78 @@ pub fn fingerprint(path: &Path) -> Result<Fingerprint> {
 /// object that was there already is never replaced.
 pub async fn upload_wal(store: &dyn Store, key: &str, path: &Path, level: Level) -> Result<(Fingerprint, Outcome)> {
     let opened = path.to_owned();
-    let (file, size, mtime_ns, mode) = off_async(move || {
+    let (file, state, mode) = off_async(move || {
         let failed = TransferError::file("open", &opened);
         let open = || {
             let file = File::open(&opened)?;
-            let (size, mtime_ns) = size_and_mtime(&file)?;
-            let mode = file.metadata()?.mode();
-            Ok((file, size, mtime_ns, mode))
+            let (state, mode) = (FileState::of(&file)?, file.metadata()?.mode());
+            Ok((file, state, mode))
         };
         open().map_err(failed)
     })
     .await?;
-    let mtime_seconds = u64::try_from(mtime_ns / 1_000_000_000).unwrap_or_default();
-    let (sha256, put) = if size <= IN_MEMORY_LIMIT_BYTES {
-        let (sha256, body) =
-            read_once(file, size, path, |plain| lzop_stream(level, mode, mtime_seconds, plain)).await?;
-        (sha256, store.put(key, body, &identity::put_options(&sha256)).await?)
+    let mtime_seconds = u64::try_from(state.mtime_ns / 1_000_000_000).unwrap_or_default();
+    let (digest, put) = if state.size <= IN_MEMORY_LIMIT_BYTES {
+        let (digest, body) =
+            read_once(file, state.size, path, |plain| lzop_stream(level, mode, mtime_seconds, plain)).await?;
+        (digest, store.put(key, body, &identity::put_options(&digest.sha256)).await?)
     } else {
         let hashed = path.to_owned();
-        let sha256 = off_async(move || fingerprint(&hashed)).await?.sha256;
-        let pieces = lzop_stream(level, mode, mtime_seconds, read_again(file, path.to_owned(), sha256));
-        (sha256, upload::upload(store, key, &identity::put_options(&sha256), pieces, None).await?)
+        let digest = off_async(move || digest(&hashed)).await?;
+        let pieces = lzop_stream(level, mode, mtime_seconds, read_again(file, path.to_owned(), digest.sha256));
+        (digest, upload::upload(store, key, &identity::put_options(&digest.sha256), pieces, None).await?)
     };
     let outcome = match put {
         Put::Stored => Outcome::Stored,
         Put::Exists => {
-            identity::require(store, key, &sha256).await?;
+            identity::require(store, key, &digest.sha256).await?;
             Outcome::AlreadyIdentical
         }
     };
-    Ok((Fingerprint { size, mtime_ns, sha256 }, outcome))
+    Ok((Fingerprint { state, crc32c: digest.crc32c }, outcome))
+}
+
+/// The digest of the file at `path`, read now.
+fn digest(path: &Path) -> Result<PlainDigest> {
+    let read = || {
+        let mut file = File::open(path)?;
+        let mut digester = PlainDigester::default();
+        let mut buffer = vec![0; CHUNK_SIZE];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(digester.finish()),
+                len => digester.update(&buffer[..len]),
+            }
+        }
+    };
+    read().map_err(TransferError::file("read", path))
+}
+
+/// What a file's plain bytes are known by.
+#[derive(Debug, Clone, Copy)]
+struct PlainDigest {
+    /// In the archive, where nothing but the bytes counts.
+    sha256: [u8; 32],
+    /// Beside the file itself.
+    crc32c: u32,
+}
+
+/// A [`PlainDigest`] of bytes that come one after another.
+#[derive(Default)]
+struct PlainDigester {
+    sha256: Sha256,
+    crc32c: u32,
+}
+
+impl PlainDigester {
+    fn update(&mut self, bytes: &[u8]) {
+        self.sha256.update(bytes);
+        self.crc32c = crc32c_append(self.crc32c, bytes);
+    }
+
+    fn finish(self) -> PlainDigest {
+        PlainDigest { sha256: self.sha256.finalize().into(), crc32c: self.crc32c }
+    }
 }
 
 /// The file's hash and what `compress` makes of it. A few chunks of the file are in memory at a time: its whole would take
@@ -110,14 +177,15 @@ async fn read_once<S>(
     size: u64,
     path: &Path,
     compress: impl FnOnce(ChunkStream) -> S,
-) -> Result<([u8; 32], Bytes)>
+) -> Result<(PlainDigest, Bytes)>
 where
     S: Stream<Item = Result<Bytes>> + Send,
 {
     let (sender, receiver) = mpsc::channel(1);
     let path = path.to_owned();
+    let expected_len = usize::try_from(size).unwrap_or_default() * 5 / 8;
     let reading = off_async(move || {
-        let mut hash = Sha256::new();
+        let mut digester = PlainDigester::default();
         let mut left = size;
         loop {
             let mut chunk = Vec::with_capacity(CHUNK_SIZE);
@@ -132,20 +200,21 @@ where
             if !chunk.is_empty() && sender.blocking_send(Ok(chunk.clone())).is_err() {
                 return Err(TransferError::FileChanged(path));
             }
-            hash.update(&chunk);
+            digester.update(&chunk);
             if is_last {
-                return Ok(hash.finalize().into());
+                return Ok(digester.finish());
             }
         }
     });
     let plain = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
-    let (sha256, body) = future::join(reading, gather(compress(plain.boxed()))).await;
-    Ok((sha256?, body?))
+    let (digest, body) = future::join(reading, gather(compress(plain.boxed()), expected_len)).await;
+    Ok((digest?, body?))
 }
 
-async fn gather(pieces: impl Stream<Item = Result<Bytes>> + Send) -> Result<Bytes> {
+/// The pieces as one, which `expected_len` bytes are set aside for: growing would copy them again and again.
+async fn gather(pieces: impl Stream<Item = Result<Bytes>> + Send, expected_len: usize) -> Result<Bytes> {
     use futures::TryStreamExt as _;
-    let whole = pieces.try_fold(Vec::new(), |mut whole, piece| {
+    let whole = pieces.try_fold(Vec::with_capacity(expected_len), |mut whole, piece| {
         whole.extend_from_slice(&piece);
         future::ready(Ok(whole))
     });
