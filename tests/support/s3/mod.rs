@@ -117,8 +117,8 @@ impl S3ServerBuilder {
         self
     }
 
-    /// Whether ETags are MD5s (the default; WAL-E compares them) or cheap stand-ins for benchmarks. Without them,
-    /// `Content-MD5` is not checked either.
+    /// Whether ETags are MD5s (the default) or cheap stand-ins for benchmarks: what `Content-MD5` claims, unchecked, since
+    /// WAL-E compares them, or a number.
     pub fn etag_is_md5(mut self, yes: bool) -> Self {
         self.etag_is_md5 = yes;
         self
