@@ -735,7 +735,8 @@ fn a_row_in_flight_is_no_difference() {
                  select pg_sleep(0.7) /* in flight */; commit",
             );
         });
-        let in_flight = "select count(*) > 0 from pg_stat_activity where query like '%in flight%' and wait_event = 'PgSleep'";
+        let in_flight =
+            "select count(*) > 0 from pg_stat_activity where query like '%in flight%' and wait_event = 'PgSleep'";
         pair.subscriber.wait_until_sql(in_flight, Duration::from_secs(20));
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let report = runtime.block_on(pair.compare(None, &[]));
