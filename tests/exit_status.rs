@@ -517,8 +517,9 @@ fn backup_commands_are_1_for_what_a_person_has_to_change_and_2_for_the_unexpecte
     let target = site.root.path().join("restored").display().to_string();
     let name = "base_000000010000000000000002_00000040";
     let data = site.data().display().to_string();
-    let commands: [&[&str]; 4] = [
+    let commands: [&[&str]; 5] = [
         &["backup-list"],
+        &["delete", "--confirm", "retain", "1"],
         &["backup-fetch", &target, "LATEST"],
         &["backup-fetch", &target, name],
         &["backup-push", "--while-offline", &data],
