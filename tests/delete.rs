@@ -302,6 +302,7 @@ fn thousands_of_segments_go_a_page_at_a_time() {
         archive.write(&format!("wal_005/{:08X}{:08X}{:08X}.lzo", 1, 0xA000, number), "x");
     }
     add_backup(&archive, 0xA000 * 4096 + 2400, 200);
+    server.faults().add(When::operation(Operation::DeleteObject), What::Delay(Duration::from_millis(20)));
     let output = delete(&archive, "--confirm retain 1").assert_success();
     assert_eq!(
         archive.keys_ending(".lzo").iter().filter(|key| key.starts_with("wal_005/000000010000A000")).count(),

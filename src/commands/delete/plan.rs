@@ -62,13 +62,17 @@ impl Plan {
         if let Some((kept, old)) = contradiction {
             return Err(out_of_order(kept, old));
         }
-        let Some(horizon) = newest.iter().map(|backup| backup.start.earliest).min() else { return Ok(None) };
+        // where one lies is not known, time alone decides over the older ones; WAL is kept from its earliest start on anyway
+        let Some(horizon) = newest.iter().map(|backup| backup.start.latest).min() else { return Ok(None) };
         Self::before(inventory, horizon).map(Some)
     }
 
-    /// The kept backup that starts first.
+    /// The kept backup that starts first, of those whose start is known if there are any.
     pub(super) fn oldest_kept(&self) -> &ArchivedBackup {
-        self.kept.iter().min_by_key(|backup| backup.start.earliest).expect("a plan keeps a complete backup")
+        self.kept
+            .iter()
+            .min_by_key(|backup| (!backup.start.is_exact(), backup.start.earliest))
+            .expect("a plan keeps a complete backup")
     }
 
     /// The kept backup that was completed last.
@@ -248,7 +252,7 @@ mod tests {
         let went = |going: &str, wal: &str| Some((going.to_owned(), wal.to_owned()));
         // its real segment may be 3
         let offline = "0000000000000030_00000030: 30, 0000000000000002_00000040: 20, 0000000000000031_00000040: 40";
-        assert_eq!(retain(offline, 2).unwrap(), went("", "0000000000000000"), "its WAL may begin before segment 2");
+        assert_eq!(retain(offline, 2).unwrap(), went("2", "0000000000000000"), "its WAL may begin before segment 2");
         assert_eq!(retain(offline, 1).unwrap(), went("2", "0000000000000000"), "it may be newer than 31");
         let next_log = format!("{offline}, 0000000100000001_00000040: 90");
         assert_eq!(retain(&next_log, 1).unwrap(), went("30 2 31", "0000000100000001"));
