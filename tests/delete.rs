@@ -638,6 +638,20 @@ fn killed_anywhere_it_leaves_nothing_that_looks_complete_and_the_next_run_ends_i
 }
 
 #[test]
+fn a_backup_that_is_completed_meanwhile_is_left_alone() {
+    let archive = filled(Archive::s3());
+    let Archive::S3(server) = &archive else { unreachable!() };
+    let slow = When::operation(Operation::DeleteObject).key("sentinel");
+    server.faults().add(slow, What::Delay(Duration::from_secs(1)));
+    let running = spawn(&archive);
+    support::postgres::wait_until("it deletes", Duration::from_secs(30), || !deletions(server).is_empty());
+    archive.write(&sentinel_key(4), "{}");
+    let output = running.wait().assert_code(1);
+    says(&output.stderr_text(), &[&backup_name(4), "completed meanwhile", "HINT:  ", "again"]);
+    assert!((0..3).all(|partition| archive.holds(&partition_key(4, partition))) && archive.holds(&wal_key(1)));
+}
+
+#[test]
 fn two_at_once_do_not_fail_each_other() {
     for archive in both_filled() {
         if let Archive::S3(server) = &archive {

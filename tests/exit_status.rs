@@ -659,7 +659,8 @@ fn an_outage_in_standby_mode_is_waited_out() {
 fn credentials_are_never_printed() {
     let site = Site::with_segment();
     let path = site.wal.add(9);
-    for arguments in [vec!["wal-push", &path], vec!["wal-fetch", NAME, DESTINATION], vec!["backup-list"]] {
+    let fetch = vec!["wal-fetch", NAME, DESTINATION];
+    for arguments in [vec!["wal-push", &path], fetch, vec!["backup-list"], vec!["delete", "retain", "1"]] {
         for wrong in [("AWS_SECRET_ACCESS_KEY", "a-secret-that-is-wrong"), ("WALE_S3_PREFIX", "s3://other/p")] {
             let output = site.wal_eve().env("WAL_EVE_LOG", "trace").env(wrong.0, wrong.1).run(&arguments);
             let text = output.stdout_text() + &output.stderr_text();

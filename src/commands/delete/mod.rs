@@ -13,8 +13,8 @@ use std::num::NonZeroUsize;
 
 pub use phase::Tally;
 
-use super::Result;
 use super::archive::Archive;
+use super::{CommandError, Result};
 use crate::formats::backup_name::BackupName;
 use crate::formats::key::{self, BaseBackupKey, OldVersion};
 use crate::formats::wal_name::{SegmentName, WalName};
@@ -93,7 +93,7 @@ impl DeletedWal {
 /// What stays, where that was a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
-    /// The complete backups, in the order of their names. Empty: the archive has none, and nothing was deleted.
+    /// The complete backups, oldest first. Empty: the archive has none, and nothing was deleted.
     pub backups: Vec<BackupName>,
     /// WAL from here on.
     pub wal_from: Option<WalPosition>,
@@ -165,15 +165,14 @@ impl<'a> Run<'a> {
 
     async fn planned(&self, inventory: &Inventory, plan: &Plan) -> Result<DeleteReport> {
         let layout = &self.archive.layout;
+        // before anything goes
         clusters::check(self.archive, plan).await?;
         inventory.warn_of_foreign();
         self.announce(&plan.going);
         self.sentinels(&plan.going).await?;
         let mut data = self.phase();
         for backup in &plan.going {
-            let is_its_data =
-                |row: &Listed| layout.base_backup_key(&row.key) == Some(BaseBackupKey::Data(backup.name.clone()));
-            data.below(&layout.backup(&backup.name), is_its_data).await?;
+            self.data(&mut data, backup).await?;
         }
         data.finish()?;
 
@@ -203,10 +202,33 @@ impl<'a> Run<'a> {
         if skipped > SKIPPED_EXAMPLES {
             tracing::warn!("skipping {} more such objects", skipped - SKIPPED_EXAMPLES);
         }
-        let mut backups: Vec<_> = plan.kept.iter().map(|backup| backup.name.clone()).collect();
-        backups.sort();
+        let backups = plan.kept.iter().map(|backup| backup.name.clone()).collect();
         report.kept = Some(Kept { backups, wal_from: Some(plan.wal_before) });
         Ok(report)
+    }
+
+    /// Takes what is left of a backup. One that was incomplete may have been waiting for its WAL only: nothing may end as a
+    /// sentinel without data.
+    async fn data(&self, phase: &mut Phase<'_>, backup: &ArchivedBackup) -> Result<()> {
+        let layout = &self.archive.layout;
+        let sentinel = layout.sentinel(&backup.name);
+        let was_incomplete = self.confirmed && backup.completed.is_none();
+        if was_incomplete && !self.archive.store.list(&sentinel, None).await?.objects.is_empty() {
+            return Err(CommandError::refused(format!("backup {} has been completed meanwhile", backup.name))
+                .with_detail("It had no sentinel when this command began, and nothing of it was deleted. No WAL was deleted either.")
+                .with_hint("Run the same command again: it then decides anew."));
+        }
+        let is_its_data =
+            |row: &Listed| layout.base_backup_key(&row.key) == Some(BaseBackupKey::Data(backup.name.clone()));
+        phase.below(&layout.backup(&backup.name), is_its_data).await?;
+        if was_incomplete {
+            let completed_without_data = |row: &Listed| {
+                tracing::warn!("\"{}\" appeared while the backup was being deleted, and goes too", row.key);
+                true
+            };
+            phase.below(&sentinel, completed_without_data).await?;
+        }
+        Ok(())
     }
 
     async fn everything(&self) -> Result<DeleteReport> {
@@ -219,8 +241,8 @@ impl<'a> Run<'a> {
         let is_left = |row: &Listed| {
             match layout.base_backup_key(&row.key) {
                 Some(BaseBackupKey::Data(_)) => {}
-                // in a dry run they are still there
-                Some(BaseBackupKey::Sentinel(_)) => return false,
+                // in a dry run they are still there; else it is one of a backup that was completed meanwhile
+                Some(BaseBackupKey::Sentinel(_)) if !self.confirmed => return false,
                 _ => report.other.add(row),
             }
             true

@@ -16,7 +16,7 @@ use crate::formats::wal_position::WalPosition;
 pub(super) struct Plan {
     /// The backups that go, oldest first.
     pub(super) going: Vec<ArchivedBackup>,
-    /// The complete backups that stay; at least one.
+    /// The complete backups that stay, oldest first; at least one.
     pub(super) kept: Vec<ArchivedBackup>,
     /// WAL that is older than this goes.
     pub(super) wal_before: WalPosition,
@@ -27,7 +27,7 @@ impl Plan {
     pub(super) fn before(inventory: &Inventory, horizon: WalPosition) -> Result<Self> {
         let goes = |backup: &&ArchivedBackup| backup.start.latest < horizon;
         let (older, stays): (Vec<_>, Vec<_>) = inventory.backups.iter().partition(goes);
-        let (kept, unfinished): (Vec<_>, Vec<_>) = stays.into_iter().partition(|backup| backup.completed.is_some());
+        let (mut kept, unfinished): (Vec<_>, Vec<_>) = stays.into_iter().partition(|backup| backup.completed.is_some());
         let Some(first_completed) = kept.iter().filter_map(|backup| backup.completed).min() else {
             return Err(nothing_remains(inventory, horizon));
         };
@@ -41,7 +41,9 @@ impl Plan {
                 "skipping an incomplete base backup, and the WAL that it needs: it has objects newer than the oldest kept backup, so that it may still be in progress"
             );
         }
-        going.sort_by_key(|backup| (backup.start.earliest, backup.name.clone()));
+        let by_start = |backup: &&ArchivedBackup| (backup.start.earliest, backup.name.clone());
+        going.sort_by_key(by_start);
+        kept.sort_by_key(by_start);
         let starts = kept.iter().chain(&unfinished).chain(&in_progress).map(|backup| backup.start.earliest);
         let wal_before = starts.chain(inventory.foreign_start).fold(horizon, WalPosition::min);
         let owned = |backups: Vec<&ArchivedBackup>| backups.into_iter().cloned().collect();
