@@ -194,10 +194,7 @@ pub(super) struct BackupListArgs {
 /// Delete base backups and WAL that are no longer needed
 ///
 /// Only says what would go, unless --confirm is given: try it without, read what it says, then add --confirm. Both options
-/// stand between delete and what is to go:
-///
-///   wal-eve delete retain 7
-///   wal-eve delete --confirm retain 7
+/// stand between delete and what is to go, as in wal-eve delete --confirm retain 7.
 ///
 /// "Older" goes by the place in the WAL where a backup starts, whatever its timeline. WAL from the start of the oldest kept
 /// backup on is always kept, and so are .history files. Sentinels go first: an interrupted delete leaves nothing that looks
@@ -208,6 +205,7 @@ pub(super) struct BackupListArgs {
 /// segment. Such a backup goes only when its whole log file of 4 GiB of WAL is older, and while it stays, that log file's WAL
 /// stays.
 #[derive(Debug, Args)]
+#[command(subcommand_value_name = "WHAT", subcommand_help_heading = "What is to go")]
 pub(super) struct DeleteArgs {
     /// Only say what would be deleted, even with --confirm
     #[arg(short = 'n', long)]
@@ -238,13 +236,17 @@ pub(super) enum DeleteOperator {
     /// and incomplete backups go. Without any, nothing is deleted.
     Retain {
         /// How many complete backups to keep; at least 1
-        #[arg(value_name = "N")]
+        #[arg(value_name = "N", value_parser = parse_retained)]
         count: NonZeroUsize,
     },
     /// Delete what versions of WAL-E before 0.5 have stored: objects that no newer version reads
     OldVersions,
     /// Delete all base backups and all WAL below the prefix
     Everything,
+}
+
+fn parse_retained(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "it has to be the number of backups to keep, 1 or more".to_owned())
 }
 
 fn parse_oldest_kept(text: &str) -> Result<OldestKept, String> {
