@@ -517,8 +517,9 @@ fn backup_commands_are_1_for_what_a_person_has_to_change_and_2_for_the_unexpecte
     let target = site.root.path().join("restored").display().to_string();
     let name = "base_000000010000000000000002_00000040";
     let data = site.data().display().to_string();
-    let commands: [&[&str]; 4] = [
+    let commands: [&[&str]; 5] = [
         &["backup-list"],
+        &["delete", "--confirm", "retain", "1"],
         &["backup-fetch", &target, "LATEST"],
         &["backup-fetch", &target, name],
         &["backup-push", "--while-offline", &data],
@@ -658,7 +659,8 @@ fn an_outage_in_standby_mode_is_waited_out() {
 fn credentials_are_never_printed() {
     let site = Site::with_segment();
     let path = site.wal.add(9);
-    for arguments in [vec!["wal-push", &path], vec!["wal-fetch", NAME, DESTINATION], vec!["backup-list"]] {
+    let fetch = vec!["wal-fetch", NAME, DESTINATION];
+    for arguments in [vec!["wal-push", &path], fetch, vec!["backup-list"], vec!["delete", "retain", "1"]] {
         for wrong in [("AWS_SECRET_ACCESS_KEY", "a-secret-that-is-wrong"), ("WALE_S3_PREFIX", "s3://other/p")] {
             let output = site.wal_eve().env("WAL_EVE_LOG", "trace").env(wrong.0, wrong.1).run(&arguments);
             let text = output.stdout_text() + &output.stderr_text();

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use super::cutover::args::CutoverArgs;
+use crate::commands::delete::{DeleteOptions, OldestKept, Scope};
 use crate::formats::lzo1x;
 use crate::formats::wal_name::SegmentName;
 
@@ -95,6 +96,7 @@ pub(super) enum Command {
     BackupPush(BackupPushArgs),
     BackupFetch(BackupFetchArgs),
     BackupList(BackupListArgs),
+    Delete(DeleteArgs),
     WalPush(WalPushArgs),
     WalFetch(WalFetchArgs),
     #[command(hide = true)]
@@ -187,6 +189,83 @@ pub(super) struct BackupListArgs {
     /// Print an aligned table for reading instead
     #[arg(long)]
     pub(super) table: bool,
+}
+
+/// Delete base backups and WAL that are no longer needed
+///
+/// Only says what would go, unless --confirm is given: try it without, read what it says, then add --confirm. Both options
+/// stand between delete and what is to go, as in wal-eve delete --confirm retain 7.
+///
+/// "Older" goes by the place in the WAL where a backup starts, whatever its timeline. WAL from the start of the oldest kept
+/// backup on is always kept, and so are .history files. Sentinels go first: an interrupted delete leaves nothing that looks
+/// complete, and the same command goes on with it. It deletes nothing and says why when that order cannot be relied on:
+/// because it contradicts that of time, or because the backups are of different clusters.
+///
+/// A name that WAL-E's --while-offline may have written, such as base_000000010000000200000016_00000016, often tells the wrong
+/// segment. Such a backup goes only when its whole log file of 4 GiB of WAL is older, and while it stays, that log file's WAL
+/// stays.
+#[derive(Debug, Args)]
+#[command(subcommand_value_name = "WHAT", subcommand_help_heading = "What is to go")]
+pub(super) struct DeleteArgs {
+    /// Only say what would be deleted, even with --confirm
+    #[arg(short = 'n', long)]
+    pub(super) dry_run: bool,
+    /// Really delete
+    #[arg(long)]
+    pub(super) confirm: bool,
+    #[command(subcommand)]
+    pub(super) operator: DeleteOperator,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DeleteOperator {
+    /// Delete what is older than a backup or a segment
+    ///
+    /// Base backups that start before it, complete or not, and WAL before it. Refuses when no complete backup would be left;
+    /// for that there is delete everything. An incomplete backup stays while it may be in progress: when it has objects that
+    /// are newer than the oldest kept backup's sentinel.
+    Before {
+        /// A whole name from backup-list, which need not exist, or the name of a WAL segment
+        #[arg(value_name = "NAME", value_parser = parse_oldest_kept)]
+        name: OldestKept,
+    },
+    /// Delete what the newest complete backups do not need
+    ///
+    /// Keeps the N complete base backups that were finished last and all WAL from the start of the oldest of them on, and
+    /// deletes older backups, complete or not, and older WAL. With N or fewer complete backups they all stay, and older WAL
+    /// and incomplete backups go. Without any, nothing is deleted.
+    Retain {
+        /// How many complete backups to keep; at least 1
+        #[arg(value_name = "N", value_parser = parse_retained)]
+        count: NonZeroUsize,
+    },
+    /// Delete what versions of WAL-E before 0.5 have stored: objects that no newer version reads
+    OldVersions,
+    /// Delete all base backups and all WAL below the prefix
+    Everything,
+}
+
+fn parse_retained(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "it has to be the number of backups to keep, 1 or more".to_owned())
+}
+
+fn parse_oldest_kept(text: &str) -> Result<OldestKept, String> {
+    let backup = text.parse().map(OldestKept::Backup);
+    backup.or_else(|_| text.parse().map(OldestKept::Segment)).map_err(|_| {
+        "it is neither a whole name from backup-list, such as base_000000010000000000000002_00000040, nor that of a WAL segment, such as 000000010000000000000002".to_owned()
+    })
+}
+
+impl From<DeleteArgs> for DeleteOptions {
+    fn from(args: DeleteArgs) -> Self {
+        let scope = match args.operator {
+            DeleteOperator::Before { name } => Scope::Before(name),
+            DeleteOperator::Retain { count } => Scope::Retain(count),
+            DeleteOperator::OldVersions => Scope::OldVersions,
+            DeleteOperator::Everything => Scope::Everything,
+        };
+        Self { scope, confirmed: args.confirm && !args.dry_run }
+    }
 }
 
 /// Archive a WAL file: PostgreSQL's archive_command
@@ -335,6 +414,11 @@ mod tests {
             "wal-e backup-fetch --restore-spec SOURCE -p2 /data base_000000010000000000000002_00000040",
             "wal-e backup-list",
             "wal-e backup-list --detail LATEST",
+            "wal-e delete before base_000000010000000000000002_00000040",
+            "wal-e delete --dry-run before 000000010000000000000002",
+            "wal-e delete -n retain 7",
+            "wal-e delete --confirm old-versions",
+            "wal-e delete --confirm --dry-run everything",
             "wal-e wal-push pg_wal/000000010000000000000001 -p 0",
             "wal-e wal-push -p1 pg_wal/000000010000000000000001",
             "wal-e wal-fetch -p 0 000000010000000000000001 pg_wal/RECOVERYXLOG",
@@ -364,8 +448,35 @@ mod tests {
             "wal-e backup-push --cluster-read-rate-limit 0 /data",
             "wal-e wal-fetch --on-outage promote 00000002.history x",
             "wal-e backup-list --json --table",
+            "wal-e delete",
+            "wal-e delete --confirm",
+            "wal-e delete before",
+            "wal-e delete before LATEST",
+            "wal-e delete before base_000000010000000000000002",
+            "wal-e delete before base_000000010000000000000002_00000040x",
+            "wal-e delete retain",
+            "wal-e delete retain 0",
+            "wal-e delete retain -1",
+            "wal-e delete retain all",
+            "wal-e delete all",
+            "wal-e delete everything now",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "accepted {line}");
+        }
+    }
+
+    #[test]
+    fn only_confirm_without_dry_run_deletes() {
+        for (flags, confirmed) in [
+            ("", false),
+            ("--confirm ", true),
+            ("--dry-run ", false),
+            ("-n --confirm ", false),
+            ("--confirm -n ", false),
+        ] {
+            let line = format!("wal-e delete {flags}everything");
+            let Command::Delete(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else { unreachable!() };
+            assert_eq!(DeleteOptions::from(args), DeleteOptions { scope: Scope::Everything, confirmed }, "{line}");
         }
     }
 }

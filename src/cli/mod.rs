@@ -4,6 +4,7 @@ mod args;
 mod backup_table;
 mod connection;
 mod cutover;
+mod delete_text;
 mod envdir;
 mod environment;
 mod exit;

@@ -12,17 +12,18 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use super::args::{
-    BackupFetchArgs, BackupListArgs, BackupPushArgs, Cli, Command, CompressionArgs, GlobalArgs, PrefetchArgs,
-    WalFetchArgs, WalPushArgs,
+    BackupFetchArgs, BackupListArgs, BackupPushArgs, Cli, Command, CompressionArgs, DeleteArgs, GlobalArgs,
+    PrefetchArgs, WalFetchArgs, WalPushArgs,
 };
 use super::environment::Environment;
 use super::exit::{Caller, ExitStatus, Failure};
 use super::recovery::usage_status;
 use super::store::ArchiveConfig;
-use super::{backup_table, connection, cutover, log, next_steps, prefetch, progress_line, recovery};
+use super::{backup_table, connection, cutover, delete_text, log, next_steps, prefetch, progress_line, recovery};
 use crate::commands::backup_fetch::{BackupFetchOptions, FirstWal, TablespaceChoice, backup_fetch};
 use crate::commands::backup_list::{BackupListOptions, backup_list};
 use crate::commands::backup_push::{BackupPushOptions, backup_push};
+use crate::commands::delete::{DeleteOptions, delete};
 use crate::commands::wal_fetch::{Fetched, WalFetchOptions, wal_fetch};
 use crate::commands::wal_push::{Pushed, WalPushOptions, already_pushed, wal_push};
 use crate::formats::lzo1x::Level;
@@ -49,6 +50,9 @@ const PREFETCH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Requests under way at once that a prefetcher may make.
 const PREFETCH_REQUESTS: usize = 20;
+
+/// Requests under way at once that `delete` may make: its deletions.
+const DELETE_REQUESTS: usize = 32;
 
 /// Runs the command that `args` name, the program's own name first.
 pub fn run(args: &[OsString]) -> ExitStatus {
@@ -84,6 +88,7 @@ pub fn run(args: &[OsString]) -> ExitStatus {
         }),
         Command::Cutover(args) => cutover::run(args, &global, &environment, full_runtime(), print),
         Command::BackupList(args) => config().and_then(|config| list(args, config)),
+        Command::Delete(args) => config().and_then(|config| remove(args, config)),
         Command::BackupFetch(args) => config().and_then(|config| restore(args, &global, config, &environment)),
         Command::BackupPush(args) => config().and_then(|config| back_up(args, config, &environment)),
     };
@@ -208,6 +213,14 @@ fn list(args: BackupListArgs, config: ArchiveConfig) -> Result {
     } else {
         backup_table::wal_e_rows(&backups, file_store)
     });
+    Ok(ExitStatus::DONE)
+}
+
+fn remove(args: DeleteArgs, config: ArchiveConfig) -> Result {
+    let options = DeleteOptions::from(args);
+    let archive = config.open(patient_once_reached(), nonzero(DELETE_REQUESTS));
+    let report = run_to_end(full_runtime(), delete(&archive, &options))?;
+    print(&delete_text::text(&report, options.confirmed));
     Ok(ExitStatus::DONE)
 }
 

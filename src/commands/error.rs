@@ -37,6 +37,14 @@ pub enum CommandError {
         /// Why not.
         source: io::Error,
     },
+    /// Objects that were to be deleted are still there.
+    #[error("{failed} {} could not be deleted", if *failed == 1 { "object" } else { "objects" })]
+    Undeleted {
+        /// How many could not be deleted; there may be more that were not tried.
+        failed: u64,
+        /// Why the first of them could not.
+        source: TransferError,
+    },
     /// What was asked for cannot or must not be done.
     #[error("{message}")]
     Refused {
@@ -95,7 +103,7 @@ impl CommandError {
                 | io::ErrorKind::AlreadyExists => Kind::User,
                 _ => Kind::Unexpected,
             },
-            Self::Transfer(failed) => match failed.kind() {
+            Self::Transfer(failed) | Self::Undeleted { source: failed, .. } => match failed.kind() {
                 transfer::Kind::NotFound | transfer::Kind::User => Kind::User,
                 transfer::Kind::Unavailable => Kind::Unavailable,
                 transfer::Kind::Local => Kind::Unexpected,
@@ -115,6 +123,9 @@ impl CommandError {
         match self {
             Self::Refused { detail, .. } => detail.as_deref(),
             Self::Pg(failed) => failed.detail(),
+            Self::Undeleted { .. } => Some(
+                "What comes later in the order of deletion - sentinels, the rest of the base backups, WAL - was not touched. The same command, run again, goes on where this one stopped.",
+            ),
             Self::Transfer(_) | Self::File { .. } => None,
         }
     }
@@ -124,7 +135,7 @@ impl CommandError {
         match self {
             Self::Refused { hint, .. } => hint.clone(),
             Self::Pg(failed) => failed.hint().map(str::to_owned),
-            Self::Transfer(failed) => failed.hint(),
+            Self::Transfer(failed) | Self::Undeleted { source: failed, .. } => failed.hint(),
             Self::File { source, .. } => transfer::file_hint(source),
         }
     }

@@ -5,6 +5,7 @@ pub mod backup_fetch;
 pub mod backup_list;
 pub mod backup_push;
 pub mod backup_query;
+pub mod delete;
 mod error;
 mod push_marker;
 pub mod wal_continuity;

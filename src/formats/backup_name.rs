@@ -35,6 +35,12 @@ impl BackupName {
     pub fn offset(&self) -> &str {
         &self.offset
     }
+
+    /// Whether WAL-E's offline mode may have written the name, which then has the segment's text as its offset and may tell the
+    /// wrong segment (§4.9). An online name can look the same: the one that starts 40 bytes into segment 0x40.
+    pub fn looks_offline(&self) -> bool {
+        self.offset == format!("{:08X}", self.segment.segment())
+    }
 }
 
 /// An offset in a segment as names and sentinels hold it: decimal, at least and at most eight digits.
@@ -88,7 +94,10 @@ mod tests {
     fn names_that_wal_e_writes_offline_are_read() {
         for text in ["base_000000010000000200000016_00000016", "base_000000110000001A000000F0_000000F0"] {
             assert_eq!(text.parse::<BackupName>().unwrap().to_string(), text);
+            assert!(text.parse::<BackupName>().unwrap().looks_offline());
         }
+        assert!(!"base_000000010000000000000002_00000040".parse::<BackupName>().unwrap().looks_offline());
+        assert!("base_000000010000000000000040_00000040".parse::<BackupName>().unwrap().looks_offline());
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub mod sentinel;
 pub mod tar_partition;
 pub mod wal_name;
 pub mod wal_page;
+pub mod wal_position;
 
 /// Text that is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -76,6 +76,11 @@ impl SegmentName {
         self.log
     }
 
+    /// The last field.
+    pub fn segment(self) -> u32 {
+        self.segment
+    }
+
     /// The segment's number in the whole log: its start divided by the segment size. A name whose last field is too large
     /// for `size` has none.
     pub fn number(self, size: SegmentSize) -> Option<u64> {

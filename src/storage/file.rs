@@ -9,7 +9,9 @@
 //!   A root that *is* a mount point cannot be told from an empty one: a directory inside the mounted file system can.
 //! * Calls run on blocking threads and cannot be taken back: an operation whose future was dropped still ends, and a write
 //!   may still publish its file, whole.
-//! * A deleted file's directory is not fsynced (a file that returns after a crash does no harm) and stays.
+//! * A deleted file's directory is not fsynced: a file that returns after a crash does no harm. Directories below the root
+//!   that became empty by it go too. One in which a write is under way holds its temporary file and so cannot go; a write
+//!   that has not come so far makes its directory anew.
 
 mod mount;
 mod walk;
@@ -35,6 +37,9 @@ pub const TEMP_DIRECTORY: &str = ".tmp-wal-eve";
 
 /// How old a temporary file is when it counts as left by a killed process.
 const STALE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How often a write makes its directory anew when somebody keeps removing it: each deletion can do so once.
+const DIRECTORY_TRIES: u32 = 20;
 
 /// How much is read from the disk at a time: a blocking thread's round trip is some 10 µs, reading this much some 100 µs.
 const READ_SIZE_BYTES: u64 = 512 << 10;
@@ -142,7 +147,10 @@ impl Store for FileStore {
         self.blocking("delete", key, |root, key| {
             let path = root.path_of("delete", key)?;
             match fs::remove_file(&path) {
-                Ok(()) => Ok(()),
+                Ok(()) => {
+                    root.prune(&path);
+                    Ok(())
+                }
                 Err(error) if absent(&error) => root.identity("delete", key).map(drop),
                 Err(_) if path.is_dir() => Ok(()),
                 Err(error) => Err(root.error("delete", key, FsError::new("remove file", path, error))),
@@ -239,18 +247,40 @@ impl Root {
     /// Makes the target's directory durable and opens a temporary file in it.
     fn stage(&self, verb: &'static str, key: &str, target: &Path) -> Result<Staged> {
         let directory = target.parent().unwrap_or(&self.path);
-        let temp = directory.join(TEMP_DIRECTORY);
-        for retry in [true, false] {
-            self.ensure_directory(verb, key, directory)?;
-            match Staged::create_in(&temp) {
-                // Somebody removed the directory since this process made it.
-                Err(error) if retry && absent(error.io()) => {
+        for _ in 1..DIRECTORY_TRIES {
+            match self.stage_once(verb, key, directory) {
+                // Somebody removed the directory since this process made it, or while it did.
+                Err(error) if error.kind() != Kind::Misconfigured && is_not_found(&error) => {
                     self.durable.lock().unwrap_or_else(PoisonError::into_inner).remove(directory);
                 }
-                result => return result.map_err(|error| self.error(verb, key, error)),
+                result => return result,
             }
         }
-        unreachable!("the second round returns")
+        self.stage_once(verb, key, directory)
+    }
+
+    fn stage_once(&self, verb: &'static str, key: &str, directory: &Path) -> Result<Staged> {
+        self.ensure_directory(verb, key, directory)?;
+        Staged::create_in(&directory.join(TEMP_DIRECTORY)).map_err(|error| self.error(verb, key, error))
+    }
+
+    /// Removes the directories above a deleted file that hold nothing any more, up to the root, which stays. What cannot be
+    /// removed stays as well: an empty directory is no object.
+    fn prune(&self, deleted: &Path) {
+        let below_root = |directory: &&Path| directory.starts_with(&self.path) && *directory != self.path;
+        for directory in deleted.ancestors().skip(1).take_while(below_root) {
+            let Ok(mut entries) = fs::read_dir(directory) else { return };
+            if entries.any(|entry| entry.map_or(true, |entry| entry.file_name() != TEMP_DIRECTORY)) {
+                return;
+            }
+            let temp = directory.join(TEMP_DIRECTORY);
+            durable::remove_stale(&temp, STALE_AFTER);
+            // fails while a write's temporary file is in it, and so does the next line then
+            let _ = fs::remove_dir(temp);
+            if fs::remove_dir(directory).is_err() {
+                return;
+            }
+        }
     }
 
     /// Creates a directory below the root and its [`TEMP_DIRECTORY`], and fsyncs every name up to the root once a process,
@@ -347,6 +377,12 @@ fn read(file: File, url: String, from: u64, end: u64) -> Body {
         }
     });
     chunks.boxed()
+}
+
+/// Whether an operation failed for want of a file or a directory.
+fn is_not_found(error: &StorageError) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<FsError>());
+    cause.is_some_and(|cause| cause.io().kind() == io::ErrorKind::NotFound)
 }
 
 /// Whether a path does not lead to anything.
@@ -509,6 +545,47 @@ mod tests {
         put(&store, "d/a").await.unwrap();
         fs::remove_dir_all(directory.path().join("root/d")).unwrap();
         assert_eq!(put(&store, "d/a").await.unwrap(), Put::Stored);
+    }
+
+    #[tokio::test]
+    async fn directories_go_with_their_last_file_unless_something_is_written_there() {
+        let (directory, store) = store();
+        let root = directory.path().join("root");
+        for key in ["a/b/c/x", "a/b/c/y", "a/z", "top"] {
+            put(&store, key).await.unwrap();
+        }
+        store.delete("a/b/c/x").await.unwrap();
+        assert!(root.join("a/b/c/y").exists());
+        let upload = store.begin_upload("a/b/c/new", &PutOptions::default()).await.unwrap();
+        store.delete("a/b/c/y").await.unwrap();
+        assert!(root.join("a/b/c").is_dir(), "an upload is under way there");
+        upload.part(1, 0, Bytes::from_static(b"x")).await.unwrap();
+        assert_eq!(upload.finish().await.unwrap(), Put::Stored);
+        store.delete("a/b/c/new").await.unwrap();
+        assert!(!root.join("a/b").exists() && root.join("a/z").exists());
+        store.delete("a/z").await.unwrap();
+        store.delete("top").await.unwrap();
+        assert!(
+            root.is_dir() && fs::read_dir(&root).unwrap().all(|entry| entry.unwrap().file_name() == TEMP_DIRECTORY)
+        );
+        assert_eq!(put(&store, "a/b/c/x").await.unwrap(), Put::Stored);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn writes_and_deletions_in_one_directory_do_not_fail_each_other() {
+        let (directory, store) = store();
+        let other = FileStore::new(directory.path().join("root"));
+        put(&store, "keep").await.unwrap();
+        let write = |store: FileStore, name: &'static str| async move {
+            for round in 0..300 {
+                let key = format!("d/e/{name}{round}");
+                assert_eq!(put(&store, &key).await.unwrap(), Put::Stored);
+                store.head(&key).await.unwrap();
+                store.delete(&key).await.unwrap();
+            }
+        };
+        let (one, two) = tokio::join!(tokio::spawn(write(store, "a")), tokio::spawn(write(other, "b")));
+        one.and(two).unwrap();
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
@@ -164,6 +164,17 @@ impl Archive {
                 let path = directory.path().join(key);
                 fs::create_dir_all(path.parent().expect("a key names a file")).unwrap();
                 fs::write(path, body.into()).unwrap();
+            }
+        }
+    }
+
+    /// Makes an object one that was stored at another time.
+    pub fn set_time(&self, key: &str, time: SystemTime) {
+        match self {
+            Self::S3(server) => server.set_last_modified(BUCKET, &format!("{PREFIX}{key}"), time),
+            Self::File(directory) => {
+                let file = fs::File::options().append(true).open(directory.path().join(key)).unwrap();
+                file.set_modified(time).unwrap();
             }
         }
     }
