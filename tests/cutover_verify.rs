@@ -461,7 +461,10 @@ const TYPES: [(&str, &str); 40] = [
 #[tokio::test]
 async fn the_same_rows_have_the_same_digest_on_every_major() {
     let mut digests: Vec<Vec<(String, [Digest; 2])>> = Vec::new();
-    for major in MAJORS {
+    // 11 is the oldest source of a cutover
+    let majors = &MAJORS[1..];
+    assert_eq!(majors[0], 11);
+    for &major in majors {
         let mut cluster = PgCluster::init(major);
         // what a session has by default must not count
         if major != 15 {
@@ -493,7 +496,7 @@ async fn the_same_rows_have_the_same_digest_on_every_major() {
         assert_eq!(found.len(), TYPES.len());
         digests.push(found);
     }
-    for (major, found) in MAJORS.iter().zip(&digests).skip(1) {
+    for (major, found) in majors.iter().zip(&digests).skip(1) {
         for (one, other) in digests[0].iter().zip(found) {
             assert_eq!(one, other, "{} on {major}", one.0);
         }

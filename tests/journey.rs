@@ -74,6 +74,13 @@ fn start_to_the_end(cluster: PgCluster) -> PgCluster {
     cluster
 }
 
+/// How many segments replay has taken from the prefetcher.
+fn prefetched(archive: &Archive, standby: &PgCluster) -> u64 {
+    let shown = archive.wal_eve().run(["prefetch-status", standby.data_dir().to_str().unwrap(), "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&shown.assert_success().stdout).unwrap();
+    status["hits"].as_u64().unwrap()
+}
+
 /// Where recovery is to end, and how to bring it to the end of a pause.
 enum Target {
     Time,
@@ -116,6 +123,7 @@ fn journey(major: u32, archive: &Archive, target: &Target) {
     standby.wait_until_sql("select count(*) = 16000 from t", LIMIT);
     assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
     assert_eq!(standby.psql(ROWS), source.psql(ROWS));
+    standby.wait_until("replay was given segments by the prefetcher", LIMIT, || prefetched(archive, &standby) > 0);
     standby.promote();
     standby.wait_until_sql("select not pg_is_in_recovery()", LIMIT);
     insert(&standby, 16_001, 16_002);
@@ -143,13 +151,38 @@ fn journey(major: u32, archive: &Archive, target: &Target) {
 }
 
 #[test]
+fn the_whole_way_on_10_over_a_directory() {
+    journey(10, &Archive::file(), &Target::Time);
+}
+
+#[test]
 fn the_whole_way_on_11_over_s3() {
     journey(11, &Archive::s3(), &Target::Time);
 }
 
 #[test]
+fn the_whole_way_on_12_over_s3() {
+    journey(12, &Archive::s3(), &Target::Lsn);
+}
+
+#[test]
+fn the_whole_way_on_13_over_a_directory() {
+    journey(13, &Archive::file(), &Target::Name);
+}
+
+#[test]
+fn the_whole_way_on_14_over_s3() {
+    journey(14, &Archive::s3(), &Target::Time);
+}
+
+#[test]
 fn the_whole_way_on_15_over_a_directory() {
     journey(15, &Archive::file(), &Target::Lsn);
+}
+
+#[test]
+fn the_whole_way_on_16_over_a_directory() {
+    journey(16, &Archive::file(), &Target::Name);
 }
 
 #[test]

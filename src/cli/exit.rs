@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::Write as _;
 
+use super::log;
 use crate::commands::{CommandError, Kind};
 use crate::cutover::{self, CutoverError};
 use crate::formats::error_line::joined;
@@ -81,9 +82,11 @@ impl Failure {
         }
     }
 
-    /// Prints message, detail and hint. A closed stderr is no reason to fail anew.
+    /// Prints message, detail and hint, and logs them. A closed stderr is no reason to fail anew.
     pub(super) fn report(&self) {
-        let _ = write!(std::io::stderr().lock(), "{self}");
+        let text = self.to_string();
+        let _ = std::io::stderr().lock().write_all(text.as_bytes());
+        log::report(tracing::Level::ERROR, &text);
     }
 }
 

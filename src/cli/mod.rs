@@ -15,6 +15,7 @@ mod progress_line;
 mod recovery;
 mod run;
 mod store;
+mod syslog;
 
 pub use envdir::re_execution;
 pub use exit::ExitStatus;

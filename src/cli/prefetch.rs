@@ -172,7 +172,7 @@ fn configuration(global: &GlobalArgs, environment: &Environment) -> [u8; 32] {
     // where the files of ~/.aws are, in case the credentials come from there
     let home = environment.text("AWS_ACCESS_KEY_ID").is_none();
     let applies = |name: &str| match name {
-        "WALE_LOG_DESTINATION" => false,
+        "WALE_LOG_DESTINATION" | "WALE_SYSLOG_FACILITY" => false,
         "HOME" => home,
         _ => {
             PREFIXES.iter().any(|prefix| name.starts_with(prefix))

@@ -368,6 +368,7 @@ fn run_to_end<T>(runtime: tokio::runtime::Runtime, work: impl Future<Output = T>
 /// A line for the server's log, whatever the level of logging.
 fn note(line: &str) {
     let _ = writeln!(io::stderr().lock(), "wal-eve: {line}");
+    log::report(tracing::Level::INFO, line);
 }
 
 /// Results. A reader that has gone away is not this command's failure.

@@ -4,6 +4,7 @@
 //! `PGSSLMODE`, `PGSSLROOTCERT`, `PGSSLCERT` and `PGSSLKEY` from the process's environment by itself. This file adds
 //! `PGCONNECT_TIMEOUT` and libpq's default certificate files, and refuses what neither would honour: a setting that
 //! is dropped in silence reaches another server, or the right one with less security than was asked for.
+//! One thing is left: a named root certificate is trusted beside the system's, where libpq trusts it alone.
 //! The database is `postgres`, as it is in WAL-E, whatever `PGDATABASE` says.
 
 use std::fmt;
@@ -42,17 +43,17 @@ impl fmt::Debug for ConnectionSettings {
     }
 }
 
-/// A variable that cannot be honoured, and the values of it that ask for nothing.
-const UNSUPPORTED: [(&str, &[&str]); 9] = [
-    ("PGSERVICE", &[]),
-    ("PGREQUIREPEER", &[]),
-    ("PGREQUIREAUTH", &[]),
-    ("PGSSLCRL", &[]),
-    ("PGSSLCRLDIR", &[]),
-    ("PGCHANNELBINDING", &["disable", "prefer"]),
-    ("PGGSSENCMODE", &["disable", "prefer"]),
-    ("PGSSLNEGOTIATION", &["postgres"]),
-    ("PGTARGETSESSIONATTRS", &["any"]),
+/// A variable that cannot be honoured, its keyword in a connection string, and the values of it that ask for nothing.
+pub(super) const UNSUPPORTED: [(&str, &str, &[&str]); 9] = [
+    ("PGSERVICE", "service", &[]),
+    ("PGREQUIREPEER", "requirepeer", &[]),
+    ("PGREQUIREAUTH", "require_auth", &[]),
+    ("PGSSLCRL", "sslcrl", &[]),
+    ("PGSSLCRLDIR", "sslcrldir", &[]),
+    ("PGCHANNELBINDING", "channel_binding", &["disable", "prefer"]),
+    ("PGGSSENCMODE", "gssencmode", &["disable", "prefer"]),
+    ("PGSSLNEGOTIATION", "sslnegotiation", &["postgres"]),
+    ("PGTARGETSESSIONATTRS", "target_session_attrs", &["any"]),
 ];
 
 impl ConnectionSettings {
@@ -124,7 +125,7 @@ impl ConnectionSettings {
 }
 
 fn refuse_unsupported(variable: &impl Fn(&str) -> Option<String>) -> Result<()> {
-    for (name, harmless) in UNSUPPORTED {
+    for (name, _, harmless) in UNSUPPORTED {
         if let Some(value) = variable(name).filter(|value| !harmless.contains(&value.as_str())) {
             return Err(PgError::new(Kind::Settings, format!("{name}=\"{value}\" cannot be honoured")).with_hint(
                 "Unset it, and set PGHOST, PGPORT, PGUSER, PGSSLMODE and PGSSLROOTCERT to what it stands for.",
@@ -147,39 +148,50 @@ fn connect_timeout(text: Option<&str>) -> Result<Duration> {
     Ok(u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map_or(Duration::MAX, Duration::from_secs))
 }
 
-/// libpq's rules for certificates that the driver does not have: files in `~/.postgresql`, and that a root certificate
-/// there makes `require` check the server's.
+/// libpq's rules for certificates that the driver does not have: files in `~/.postgresql`, and those for the root.
 fn with_certificates(
     mut options: PgConnectOptions,
     variable: &impl Fn(&str) -> Option<String>,
     home: Option<&Path>,
 ) -> Result<PgConnectOptions> {
-    let mut mode: PgSslMode = match variable("PGSSLMODE") {
+    let mode: PgSslMode = match variable("PGSSLMODE") {
         None => PgSslMode::Prefer,
         Some(text) => text.parse().map_err(|_| unusable("PGSSLMODE", &text))?,
     };
     let in_home = |name: &str| home.map(|home| home.join(".postgresql").join(name)).filter(|path| path.exists());
-    let root = match variable("PGSSLROOTCERT") {
-        Some(text) if text == "system" => {
-            return Err(PgError::new(Kind::Settings, "PGSSLROOTCERT=\"system\" cannot be honoured")
-                .with_hint("Unset it: the system's certificates are used unless a file is named."));
-        }
-        Some(path) => Some(PathBuf::from(path)).filter(|path| path.exists()),
-        None => in_home("root.crt"),
-    };
-    if let Some(root) = root {
-        options = options.ssl_root_cert(root);
-        if matches!(mode, PgSslMode::Require) {
-            mode = PgSslMode::VerifyCa;
-        }
-    }
+    let root = variable("PGSSLROOTCERT").map(PathBuf::from).or_else(|| in_home("root.crt"));
     if variable("PGSSLCERT").is_none()
         && variable("PGSSLKEY").is_none()
         && let (Some(certificate), Some(key)) = (in_home("postgresql.crt"), in_home("postgresql.key"))
     {
         options = options.ssl_client_cert(certificate).ssl_client_key(key);
     }
-    Ok(options.ssl_mode(mode))
+    with_root_certificate(options, mode, root, "PGSSLROOTCERT")
+}
+
+/// libpq's rules for the root certificate that the setting `name` names: a file that is there makes `require` check the
+/// server's certificate, and a check is not left out because there is none.
+pub(super) fn with_root_certificate(
+    options: PgConnectOptions,
+    mode: PgSslMode,
+    root: Option<PathBuf>,
+    name: &str,
+) -> Result<PgConnectOptions> {
+    let Some(root) = root else { return Ok(options.ssl_mode(mode)) };
+    if root == Path::new("system") {
+        return Err(PgError::new(Kind::Settings, format!("{name}=\"system\" cannot be honoured"))
+            .with_hint("Leave it out: the system's certificates are used unless a file is named."));
+    }
+    match (root.exists(), mode) {
+        (true, PgSslMode::Require) => Ok(options.ssl_root_cert(root).ssl_mode(PgSslMode::VerifyCa)),
+        (true, _) => Ok(options.ssl_root_cert(root).ssl_mode(mode)),
+        (false, PgSslMode::VerifyCa | PgSslMode::VerifyFull) => Err(PgError::new(
+            Kind::Settings,
+            format!("the root certificate file \"{}\" does not exist", root.display()),
+        )
+        .with_hint(format!("Correct {name}, or leave it out to use the system's certificates."))),
+        (false, _) => Ok(options.ssl_mode(mode)),
+    }
 }
 
 fn unusable(name: &str, value: &str) -> PgError {

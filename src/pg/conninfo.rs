@@ -5,11 +5,12 @@
 
 use std::fmt;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use super::connection_settings::{ConnectionSettings, DEFAULT_CONNECT_TIMEOUT};
+use super::connection_settings::{ConnectionSettings, DEFAULT_CONNECT_TIMEOUT, UNSUPPORTED, with_root_certificate};
 use super::{Kind, PgError, Result};
 
 /// A password; never shown.
@@ -154,8 +155,11 @@ impl Conninfo {
             "connect_timeout",
         ];
         for (name, value) in &self.keywords {
-            if !KNOWN.contains(&name.as_str()) && !HARMLESS.contains(&name.as_str()) {
-                return Err(PgError::new(Kind::Settings, format!("\"{name}={value}\" cannot be honoured"))
+            let asks_for_nothing =
+                || UNSUPPORTED.iter().any(|(_, known, harmless)| known == name && harmless.contains(&value.as_str()));
+            if !KNOWN.contains(&name.as_str()) && !HARMLESS.contains(&name.as_str()) && !asks_for_nothing() {
+                // without the value, which may be a secret: sslpassword
+                return Err(PgError::new(Kind::Settings, format!("\"{name}\" cannot be honoured as it is set"))
                     .with_hint(format!("Leave it out: these can be given: {}.", KNOWN.join(", "))));
             }
         }
@@ -180,10 +184,7 @@ impl Conninfo {
             .unwrap_or("prefer")
             .parse()
             .map_err(|_| PgError::new(Kind::Settings, "sslmode makes no sense in the connection string"))?;
-        options = options.ssl_mode(mode);
-        if let Some(path) = self.get("sslrootcert") {
-            options = options.ssl_root_cert(path);
-        }
+        options = with_root_certificate(options, mode, self.get("sslrootcert").map(PathBuf::from), "sslrootcert")?;
         if let (Some(certificate), Some(key)) = (self.get("sslcert"), self.get("sslkey")) {
             options = options.ssl_client_cert(certificate).ssl_client_key(key);
         }
@@ -369,9 +370,28 @@ mod tests {
         assert_eq!(settings.address(), "/run/my.pg/.s.PGSQL.7");
         assert_eq!(settings.database(), Some("a/b?c"));
         assert_eq!(settings.user(), "x@y");
-        assert!(parsed("host=h dbname=d user=u target_session_attrs=any").settings().is_err());
+        assert!(parsed("host=h dbname=d user=u target_session_attrs=any channel_binding=prefer").settings().is_ok());
+        for refused in ["target_session_attrs=primary", "channel_binding=require", "service=s", "sslpassword=s3cret"] {
+            let refused = parsed(&format!("host=h dbname=d user=u {refused}")).settings().unwrap_err();
+            assert!(!refused.to_string().contains("s3cret"), "{refused}");
+        }
         assert!(parsed("host=h dbname=d user=u port=x").settings().is_err());
         assert!(parsed("host=h dbname=d user=u sslmode=maybe").settings().is_err());
+    }
+
+    #[test]
+    fn a_root_certificate_is_checked_against_and_never_silently_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mode = |mode: &str, root: &str| {
+            let text = format!("host=h dbname=d user=u sslmode={mode} sslrootcert={root}");
+            parsed(&text).settings().map(|settings| settings.options.get_ssl_mode())
+        };
+        let there = file.path().to_str().unwrap();
+        assert!(matches!(mode("require", there), Ok(PgSslMode::VerifyCa)));
+        assert!(matches!(mode("verify-full", there), Ok(PgSslMode::VerifyFull)));
+        assert!(matches!(mode("require", "/not/there"), Ok(PgSslMode::Require)));
+        assert!(mode("verify-full", "/not/there").unwrap_err().to_string().contains("\"/not/there\" does not exist"));
+        assert!(mode("verify-full", "system").is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::{PgConnection, PgDatabaseError, PgRow};
+use sqlx::postgres::{PgConnection, PgDatabaseError, PgRow, PgSslMode};
 use sqlx::{AssertSqlSafe, Connection, Row};
 
 use super::archiving::{ArchiveState, ArchiverEvent};
@@ -222,8 +222,22 @@ pub(super) async fn connect(settings: &ConnectionSettings) -> Result<PgConnectio
     match connecting.await {
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(e)) => {
+            let message = format!("could not connect to the server at \"{address}\"");
+            if let Some(hint) = tls_hint(&e) {
+                return Err(from_sqlx(Kind::Settings, message, e).with_hint(hint));
+            }
             let kind = if refused_the_user(&e) { Kind::Server } else { Kind::Unreachable };
-            Err(from_sqlx(kind, format!("could not connect to the server at \"{address}\""), e))
+            let failed = from_sqlx(kind, message, e);
+            let over_plain_tcp = settings.options.get_socket().is_none()
+                && matches!(settings.options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow);
+            // class 28: pg_hba.conf has no line for this connection, which may be because it is not encrypted
+            if over_plain_tcp && failed.sqlstate() == Some("28000") {
+                let hint = failed.hint().unwrap_or_default();
+                let hint =
+                    format!("{hint} A line with hostssl wants encryption: sslmode (PGSSLMODE) prefer or stricter.");
+                return Err(failed.with_hint(hint));
+            }
+            Err(failed)
         }
         Err(_) => {
             let waited = settings.connect_timeout.as_secs();
@@ -298,6 +312,20 @@ where
 
 pub(super) fn odd_answer(column: usize) -> PgError {
     PgError::new(Kind::Server, format!("column {} of the server's answer makes no sense", column + 1))
+}
+
+/// What to do when it is encryption that failed. The driver passes a handshake's failure on as invalid data.
+fn tls_hint(error: &sqlx::Error) -> Option<&'static str> {
+    match error {
+        sqlx::Error::Io(e) if e.kind() == std::io::ErrorKind::InvalidData => Some(
+            "The server's certificate has to lead to one in the file that sslrootcert (PGSSLROOTCERT) names or to one of the \
+             system's, and for sslmode (PGSSLMODE) verify-full it has to name the host that is connected to.",
+        ),
+        sqlx::Error::Tls(_) => Some(
+            "sslmode (PGSSLMODE) asks for encryption: the server needs ssl = on, and certificate files that can be read.",
+        ),
+        _ => None,
+    }
 }
 
 /// Whether the server was there and did not want this user. Class 57P (starting up, shutting down) and 53 (too many

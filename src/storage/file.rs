@@ -9,6 +9,8 @@
 //!   A root that *is* a mount point cannot be told from an empty one: a directory inside the mounted file system can.
 //! * Calls run on blocking threads and cannot be taken back: an operation whose future was dropped still ends, and a write
 //!   may still publish its file, whole.
+//! * User metadata is not written. A store remembers that of its own objects while it lives, so that a caller whose answer
+//!   came too late knows its object again when it asks for the head.
 //! * A deleted file's directory is not fsynced: a file that returns after a crash does no harm. Directories below the root
 //!   that became empty by it go too. One in which a write is under way holds its temporary file and so cannot go; a write
 //!   that has not come so far makes its directory anew.
@@ -16,7 +18,7 @@
 mod mount;
 mod walk;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -53,10 +55,15 @@ pub struct FileStore {
     root: Arc<Root>,
 }
 
+/// Names and values.
+type UserMetadata = Vec<(String, String)>;
+
 #[derive(Debug)]
 struct Root {
     path: PathBuf,
     page_rows: usize,
+    /// The user metadata of what this store has written, by key and version; one entry an object that has any.
+    own: Mutex<HashMap<(String, String), UserMetadata>>,
     /// Directories whose names this process has made durable, up to the root.
     durable: Mutex<HashSet<PathBuf>>,
 }
@@ -69,7 +76,8 @@ impl FileStore {
 
     /// As [`FileStore::new`], with another page size for listings; at least 1.
     pub fn with_page_rows(root: PathBuf, page_rows: usize) -> Self {
-        Self { root: Arc::new(Root { path: root, page_rows: page_rows.max(1), durable: Mutex::default() }) }
+        let page_rows = page_rows.max(1);
+        Self { root: Arc::new(Root { path: root, page_rows, own: Mutex::default(), durable: Mutex::default() }) }
     }
 
     /// Runs file system calls on a thread that may block.
@@ -99,10 +107,11 @@ impl Store for FileStore {
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead> {
-        self.blocking("look up", key, |root, key| Ok(head(&root.open("look up", key)?.1))).await
+        self.blocking("look up", key, |root, key| Ok(root.head(key, &root.open("look up", key)?.1))).await
     }
 
-    async fn put(&self, key: &str, body: Bytes, _options: &PutOptions) -> Result<Put> {
+    async fn put(&self, key: &str, body: Bytes, options: &PutOptions) -> Result<Put> {
+        let metadata = options.metadata.clone();
         self.blocking("put", key, move |root, key| {
             let target = root.path_of("put", key)?;
             if target.exists() {
@@ -110,12 +119,12 @@ impl Store for FileStore {
             }
             let mut staged = root.stage("put", key, &target)?;
             staged.write_all(&body).map_err(|error| root.error("put", key, error))?;
-            root.publish("put", key, staged, &target)
+            root.publish("put", key, staged, &target, metadata)
         })
         .await
     }
 
-    async fn begin_upload(&self, key: &str, _options: &PutOptions) -> Result<Box<dyn Upload>> {
+    async fn begin_upload(&self, key: &str, options: &PutOptions) -> Result<Box<dyn Upload>> {
         let (target, staged) = self
             .blocking("begin upload of", key, |root, key| {
                 let target = root.path_of("begin upload of", key)?;
@@ -124,7 +133,8 @@ impl Store for FileStore {
             })
             .await?;
         let state = Arc::new(RwLock::new(State::Open { staged, parts: Mutex::default() }));
-        Ok(Box::new(FileUpload { store: self.clone(), key: key.to_owned(), target, state }))
+        let metadata = options.metadata.clone();
+        Ok(Box::new(FileUpload { store: self.clone(), key: key.to_owned(), target, metadata, state }))
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
@@ -230,7 +240,7 @@ impl Root {
 
     fn get(&self, key: &str, from: u64, etag: Option<&str>) -> Result<Object> {
         let (mut file, metadata) = self.open("get", key)?;
-        let head = head(&metadata);
+        let head = self.head(key, &metadata);
         if etag.is_some() && etag != head.etag.as_deref() {
             return Err(StorageError::new("get", self.url(key), Kind::Changed, "the file is another one by now"));
         }
@@ -325,7 +335,31 @@ impl Root {
         }
     }
 
-    fn publish(&self, verb: &'static str, key: &str, staged: Staged, target: &Path) -> Result<Put> {
+    /// What is known of a file: what the file system says, and, of one that this store wrote, its metadata.
+    fn head(&self, key: &str, found: &Metadata) -> ObjectHead {
+        let mut head = head(found);
+        if let Some(etag) = &head.etag {
+            let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+            head.metadata = own.get(&(key.to_owned(), etag.clone())).cloned().unwrap_or_default();
+        }
+        head
+    }
+
+    fn publish(
+        &self,
+        verb: &'static str,
+        key: &str,
+        staged: Staged,
+        target: &Path,
+        metadata: UserMetadata,
+    ) -> Result<Put> {
+        // before the file can be seen: once it is, another try may find it at any moment
+        if !metadata.is_empty()
+            && let Ok(staged) = staged.file().metadata()
+            && let Some(etag) = head(&staged).etag
+        {
+            self.own.lock().unwrap_or_else(PoisonError::into_inner).insert((key.to_owned(), etag), metadata);
+        }
         match staged.publish_new(target).map_err(|error| self.error(verb, key, error))? {
             Published::Created => Ok(Put::Stored),
             Published::Exists => self.existing(verb, key, target),
@@ -412,6 +446,7 @@ struct FileUpload {
     store: FileStore,
     key: String,
     target: PathBuf,
+    metadata: UserMetadata,
     /// Parts are written under the read lock; `finish` and `abort` wait for them.
     state: Arc<RwLock<State>>,
 }
@@ -451,7 +486,7 @@ impl Upload for FileUpload {
     }
 
     async fn finish(&self) -> Result<Put> {
-        let (state, target) = (Arc::clone(&self.state), self.target.clone());
+        let (state, target, metadata) = (Arc::clone(&self.state), self.target.clone(), self.metadata.clone());
         self.store
             .blocking("finish upload of", &self.key, move |root, key| {
                 let mut state = state.write().unwrap_or_else(PoisonError::into_inner);
@@ -460,7 +495,7 @@ impl Upload for FileUpload {
                         let parts = parts.into_inner().unwrap_or_else(PoisonError::into_inner);
                         parts::total_size(&parts)
                             .map_err(|gap| StorageError::new("finish upload of", root.url(key), Kind::Other, gap))?;
-                        let put = root.publish("finish upload of", key, staged, &target)?;
+                        let put = root.publish("finish upload of", key, staged, &target, metadata)?;
                         *state = State::Published(put);
                         Ok(put)
                     }
@@ -628,6 +663,33 @@ mod tests {
         assert_eq!(put(&store, "a/b/c").await.unwrap_err().kind(), Kind::Other);
         assert_eq!(store.head("a/b/c").await.unwrap_err().kind(), Kind::NotFound);
         assert_eq!(store.head("a/b").await.unwrap().size, 3);
+    }
+
+    #[tokio::test]
+    async fn a_writer_knows_its_own_object_again_and_no_other() {
+        let (directory, store) = store();
+        let options = |id: &str| PutOptions { content_type: "", metadata: vec![("id".into(), id.into())] };
+        // an answer that came too late: the next try finds the name taken
+        assert_eq!(store.put("a", Bytes::from_static(b"x"), &options("one")).await.unwrap(), Put::Stored);
+        assert_eq!(store.put("a", Bytes::from_static(b"x"), &options("one")).await.unwrap(), Put::Exists);
+        assert_eq!(store.head("a").await.unwrap().metadata("id"), Some("one"));
+        // of two that stage the same name at once, the second has lost, whoever asks
+        let uploads = [
+            store.begin_upload("b", &options("one")).await.unwrap(),
+            store.begin_upload("b", &options("two")).await.unwrap(),
+        ];
+        for upload in &uploads {
+            upload.part(1, 0, Bytes::from_static(b"x")).await.unwrap();
+        }
+        assert_eq!(uploads[1].finish().await.unwrap(), Put::Stored);
+        assert_eq!(uploads[0].finish().await.unwrap(), Put::Exists);
+        assert_eq!(store.head("b").await.unwrap().metadata("id"), Some("two"));
+        // another process's, or one that has taken the name since, is nobody's
+        let other = FileStore::new(directory.path().join("root"));
+        assert_eq!(other.head("a").await.unwrap().metadata, []);
+        store.delete("a").await.unwrap();
+        assert_eq!(other.put("a", Bytes::from_static(b"x"), &options("other")).await.unwrap(), Put::Stored);
+        assert_eq!(store.head("a").await.unwrap().metadata, []);
     }
 
     #[tokio::test]

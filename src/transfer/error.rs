@@ -88,8 +88,8 @@ pub enum TransferError {
         /// Why.
         source: UnsafeMember,
     },
-    /// A file that no partition can hold.
-    #[error("Attempted to archive a file that is too large.")]
+    /// A file that no object can hold.
+    #[error("a file is too large to be archived")]
     TooLarge {
         /// Which file.
         path: PathBuf,

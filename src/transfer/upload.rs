@@ -8,11 +8,14 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 
 use super::Result;
 use super::progress::{Progress, Stage};
+use crate::formats::tar_partition::MAX_FILE_BYTES;
 use crate::storage::{MIN_PART_SIZE_BYTES, Put, PutOptions, Store};
 
-/// The size of a part: 8 MiB, so that the 10 000 parts that S3 allows make 78 GiB, far above any partition.
+/// The size of a part: 8 MiB, so that the 10 000 parts that S3 allows make 78 GiB, above any partition.
 pub const PART_SIZE_BYTES: usize = 8 << 20;
 const _: () = assert!(PART_SIZE_BYTES >= MIN_PART_SIZE_BYTES);
+// with a tenth for headers and for blocks that do not compress
+const _: () = assert!(MAX_FILE_BYTES / 10 * 11 < 10_000 * PART_SIZE_BYTES as u64);
 
 /// How many parts of one object are under way at once.
 const PARTS_IN_FLIGHT: usize = 2;

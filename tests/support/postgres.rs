@@ -14,7 +14,7 @@ use super::places::{deps_dir, missing, temp_dir};
 use super::tool::{Output, Tool};
 
 /// The majors that `tests/setup` installs, oldest first.
-pub const MAJORS: [u32; 4] = [11, 15, 17, 18];
+pub const MAJORS: [u32; 9] = [10, 11, 12, 13, 14, 15, 16, 17, 18];
 
 /// The major that Debian packages, complete with psql, pg_verifybackup, pg_waldump and the rest; the others have the
 /// server, initdb and pg_ctl.

@@ -121,6 +121,15 @@ mod tests {
     }
 
     #[test]
+    fn a_size_beyond_eleven_octal_digits_is_read_back() {
+        for size in [(8 << 30) - 1, 8 << 30, 64 << 30] {
+            let header = member(b"large", MemberKind::File(size));
+            assert_eq!(Header::from_byte_slice(&header).entry_size().unwrap(), size);
+            assert_eq!(header[124] == 0x80, size >= 8 << 30, "base 256, which Python's tarfile reads (§4.5)");
+        }
+    }
+
+    #[test]
     fn a_stream_is_read_back() {
         let long = [b"base/".to_vec(), vec![b'x'; 200]].concat();
         let target: &'static [u8] = &[b'y'; 150];

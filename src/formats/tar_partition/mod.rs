@@ -6,4 +6,4 @@ mod member_name;
 mod planner;
 
 pub use member_name::{MemberPath, MemberPathError};
-pub use planner::{MAX_PARTITION_BYTES, MAX_PARTITION_MEMBERS, Placement, Planner, TooLarge};
+pub use planner::{MAX_FILE_BYTES, MAX_PARTITION_BYTES, MAX_PARTITION_MEMBERS, Placement, Planner, TooLarge};

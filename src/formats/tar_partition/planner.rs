@@ -6,6 +6,9 @@ pub const MAX_PARTITION_BYTES: u64 = 1_610_612_736;
 /// WAL-E's bound on the members of one partition (§4.6).
 pub const MAX_PARTITION_MEMBERS: usize = 6144;
 
+/// The largest file: 64 GiB, which the 10 000 parts of an object in S3 hold even where nothing can be compressed.
+pub const MAX_FILE_BYTES: u64 = 64 << 30;
+
 /// Where a member goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
@@ -15,9 +18,9 @@ pub enum Placement {
     New,
 }
 
-/// A member larger than a whole partition.
+/// A member that no object could hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a member of {size} bytes is larger than a tar partition may be, {MAX_PARTITION_BYTES} bytes")]
+#[error("a member of {size} bytes is larger than a file in a backup may be, {MAX_FILE_BYTES} bytes")]
 pub struct TooLarge {
     /// The member's size in bytes.
     pub size: u64,
@@ -31,9 +34,14 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// Places a member of `size` bytes; directories and links have none.
+    /// Places a member of `size` bytes; directories and links have none. One that is larger than a partition is one by itself:
+    /// WAL-E refuses to make such a partition, and reads it as any other.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLarge`] above [`MAX_FILE_BYTES`].
     pub fn place(&mut self, size: u64) -> Result<Placement, TooLarge> {
-        if size > MAX_PARTITION_BYTES {
+        if size > MAX_FILE_BYTES {
             return Err(TooLarge { size });
         }
         let full = self.bytes + size >= MAX_PARTITION_BYTES || self.members >= MAX_PARTITION_MEMBERS;
@@ -78,7 +86,10 @@ mod tests {
         assert_eq!(partitions(&[0, 10, MAX_PARTITION_BYTES, 10]), [2, 1, 1]);
         assert_eq!(partitions(&[0, MAX_PARTITION_BYTES - 1, 0, 1]), [3, 1]);
         assert_eq!(partitions(&[MAX_PARTITION_BYTES]), [1]);
-        let too_large = MAX_PARTITION_BYTES + 1;
+        let large = 2 * MAX_PARTITION_BYTES;
+        assert_eq!(partitions(&[0, 10, large, large, 0, 10]), [2, 1, 1, 2]);
+        assert_eq!(partitions(&[large, 0]), [1, 1]);
+        let too_large = MAX_FILE_BYTES + 1;
         assert_eq!(Planner::default().place(too_large), Err(TooLarge { size: too_large }));
     }
 }
