@@ -18,8 +18,8 @@ use super::syslog::{Facility, Syslog};
 /// The syslog, where it is a destination.
 static SYSLOG: OnceLock<Syslog> = OnceLock::new();
 
-/// Starts logging to stderr, syslog or both. `terse` leaves warnings and errors; `quiet` is for commands that succeed many times a minute,
-/// whose routine is nobody's news.
+/// Starts logging to stderr, syslog or both. `terse` leaves warnings and errors; `quiet` is for commands that succeed many
+/// times a minute, whose routine is nobody's news.
 pub(super) fn start(environment: &Environment, terse: bool, quiet: bool) {
     let level = match environment.text("WAL_EVE_LOG").as_deref() {
         Some("debug") => Level::DEBUG,
