@@ -16,6 +16,7 @@ use support::{Mode, PgCluster};
 use wal_eve::formats::wal_name::SegmentSize;
 use wal_eve::pg::Kind;
 use wal_eve::pg::backup_label::BackupLabel;
+use wal_eve::pg::backup_session::BackupSession;
 use wal_eve::pg::connection_settings::ConnectionSettings;
 use wal_eve::pg::control_file::ClusterState;
 use wal_eve::pg::data_directory::{DataDirectory, Postmaster};
@@ -153,7 +154,7 @@ async fn a_copy_made_between_start_and_stop_starts() {
         assert_eq!(server.archiving().await.unwrap().findings(), []);
         assert_eq!(server.check_directory(&data).unwrap(), []);
 
-        let session = server.start_backup("a label: with a colon", true).await.unwrap();
+        let session = BackupSession::start(server, "a label: with a colon", true).await.unwrap();
         let start = session.started();
         let name = cluster
             .psql(&format!("select file_name || '|' || file_offset from pg_walfile_name_offset('{}')", start.lsn));
@@ -213,7 +214,7 @@ async fn a_standby_can_be_backed_up_and_is_not_taken_for_its_primary() {
         let mut primary = archiving_cluster(major);
         primary.configure("max_wal_senders = 3");
         primary.start();
-        let session = connect(&primary).await.start_backup("base", true).await.unwrap();
+        let session = BackupSession::start(connect(&primary).await, "base", true).await.unwrap();
         let mut standby = PgCluster::without_data(major);
         copy(&directory(&primary), standby.data_dir());
         let stop = session.stop(false, LIMIT).await.unwrap();
@@ -235,7 +236,7 @@ async fn a_standby_can_be_backed_up_and_is_not_taken_for_its_primary() {
         let wrong = server.check_directory(&directory(&primary)).unwrap();
         assert_eq!(wrong.iter().map(|f| f.severity).collect::<Vec<_>>(), [Severity::Refusal]);
 
-        let session = server.start_backup("of a standby", true).await.unwrap();
+        let session = BackupSession::start(server, "of a standby", true).await.unwrap();
         primary.psql("create table during as select generate_series(1, 1000) as i");
         primary.psql("checkpoint");
         standby.wait_until_sql("select count(*) = 1 from pg_class where relname = 'during'", LIMIT);
@@ -247,7 +248,7 @@ async fn a_standby_can_be_backed_up_and_is_not_taken_for_its_primary() {
         assert_eq!(label.from.as_deref(), Some("standby"));
 
         // Promotion voids a backup: the server says so, and so does the session.
-        let session = connect(&standby).await.start_backup("across a promotion", true).await.unwrap();
+        let session = BackupSession::start(connect(&standby).await, "across a promotion", true).await.unwrap();
         standby.promote();
         assert_eq!(session.stop(false, LIMIT).await.unwrap_err().kind(), Kind::Server, "PostgreSQL {major}");
     }
@@ -257,7 +258,7 @@ async fn a_standby_can_be_backed_up_and_is_not_taken_for_its_primary() {
 async fn a_connection_that_breaks_is_told_of_at_once() {
     let cluster = archiving_cluster(15);
     cluster.start();
-    let session = connect(&cluster).await.start_backup("lost", true).await.unwrap();
+    let session = BackupSession::start(connect(&cluster).await, "lost", true).await.unwrap();
     let lost = session.lost();
     cluster.psql("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'wal-eve'");
     let error = tokio::time::timeout(Duration::from_secs(20), lost).await.expect("a loss is noticed within seconds");
@@ -271,7 +272,7 @@ async fn a_connection_that_breaks_is_told_of_at_once() {
 async fn a_dropped_session_gives_the_backup_up() {
     let cluster = archiving_cluster(15);
     cluster.start();
-    let session = connect(&cluster).await.start_backup("dropped", true).await.unwrap();
+    let session = BackupSession::start(connect(&cluster).await, "dropped", true).await.unwrap();
     let lost = session.lost();
     drop(session);
     assert_eq!(lost.await.kind(), Kind::Lost);
@@ -284,7 +285,7 @@ async fn a_stop_that_waits_for_a_dead_archive_ends_in_time() {
     let mut cluster = archiving_cluster(15);
     cluster.configure("archive_command = 'false'");
     cluster.start();
-    let session = connect(&cluster).await.start_backup("no archive", true).await.unwrap();
+    let session = BackupSession::start(connect(&cluster).await, "no archive", true).await.unwrap();
     let error = session.stop(true, Duration::from_secs(2)).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Refused);
     // The archiver's failure is known by now, and the next backup is refused.
@@ -311,11 +312,11 @@ async fn refusals_say_why() {
     assert_eq!(someone.check_directory(&directory(&cluster)).unwrap(), [], "the start times agree");
     let findings = someone.archiving().await.unwrap().findings();
     assert_eq!(findings.iter().map(|f| f.message.as_str()).collect::<Vec<_>>(), ["archive_mode is off"]);
-    let error = someone.start_backup("not allowed", true).await.unwrap_err();
+    let error = BackupSession::start(someone, "not allowed", true).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Server);
     assert!(error.hint().unwrap().contains("superuser"), "{error:?}");
 
-    let error = connect(&cluster).await.start_backup("two\nlines", true).await.unwrap_err();
+    let error = BackupSession::start(connect(&cluster).await, "two\nlines", true).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Settings);
 
     let other = PgCluster::init(15);

@@ -86,7 +86,16 @@ enum Order {
 }
 
 impl BackupSession {
-    pub(super) async fn start(mut server: Server, label: &str, fast: bool) -> Result<Self> {
+    /// Starts a non-exclusive base backup, which holds the server's connection until it stops. With `fast` the server does its
+    /// checkpoint at once; else it spreads it, and this takes minutes.
+    ///
+    /// Dropping the future ends the connection, and with it the backup.
+    ///
+    /// # Errors
+    ///
+    /// [`Kind::Settings`] when the label has a line's end or more than 1024 bytes; [`Kind::Server`] when the server
+    /// refuses, [`Kind::Lost`] when the connection breaks.
+    pub async fn start(mut server: Server, label: &str, fast: bool) -> Result<Self> {
         if label.len() > LABEL_BYTES || label.contains(['\n', '\r', '\0']) {
             return Err(PgError::new(Kind::Settings, "the backup's label cannot be used")
                 .with_hint(format!("Give at most {LABEL_BYTES} bytes, and no line's end.")));

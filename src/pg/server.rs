@@ -6,7 +6,6 @@ use sqlx::postgres::{PgConnection, PgDatabaseError, PgRow, PgSslMode};
 use sqlx::{AssertSqlSafe, Connection, Row};
 
 use super::archiving::{ArchiveState, ArchiverEvent};
-use super::backup_session::BackupSession;
 use super::connection_settings::ConnectionSettings;
 use super::data_directory::{DataDirectory, Postmaster};
 use super::finding::Finding;
@@ -193,19 +192,6 @@ impl Server {
             return refuse(format!("the server that runs in \"{path}\" is not the one that was connected to"));
         }
         Ok(Vec::new())
-    }
-
-    /// Starts a non-exclusive base backup, which holds this connection until it stops. With `fast` the server does its
-    /// checkpoint at once; else it spreads it, and this takes minutes.
-    ///
-    /// Dropping the future ends the connection, and with it the backup.
-    ///
-    /// # Errors
-    ///
-    /// [`Kind::Settings`] when the label has a line's end or more than 1024 bytes; [`Kind::Server`] when the server
-    /// refuses, [`Kind::Lost`] when the connection breaks.
-    pub async fn start_backup(self, label: &str, fast: bool) -> Result<BackupSession> {
-        BackupSession::start(self, label, fast).await
     }
 
     /// Ends the session in good order.

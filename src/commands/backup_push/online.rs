@@ -43,7 +43,7 @@ pub(super) async fn backup_push(
     let version_text = server.version_text().to_owned();
 
     tracing::info!(fast = options.fast_checkpoint, "starting the backup: the server makes a checkpoint first");
-    let session = server.start_backup(&label(), options.fast_checkpoint).await?;
+    let session = BackupSession::start(server, &label(), options.fast_checkpoint).await?;
     let start = session.started();
     let name = BackupName::at(start.timeline, start.lsn, segment_size);
     tracing::info!(backup = %name, "the backup has started");

@@ -16,7 +16,7 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::bucket;
+use super::bucket_name;
 use super::{Addressing, S3Options};
 
 /// How long a connection may take to be made.
@@ -108,14 +108,14 @@ async fn make(options: &S3Options, http_client: SharedHttpClient) -> Result<Clie
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
-    let by_path = bucket::needs_path_style(&options.bucket);
+    let by_path = bucket_name::needs_path_style(&options.bucket);
     let config = match &options.endpoint {
         None => config.force_path_style(by_path),
         Some(endpoint) => match endpoint.addressing {
             Addressing::Path => config.endpoint_url(endpoint.to_string()).force_path_style(true),
             // A bucket that cannot be a subdomain goes into the path after all.
             Addressing::Subdomain => {
-                config.endpoint_url(endpoint.to_string()).force_path_style(!bucket::is_compatible(&options.bucket))
+                config.endpoint_url(endpoint.to_string()).force_path_style(!bucket_name::is_compatible(&options.bucket))
             }
             Addressing::VirtualHost => {
                 config.endpoint_resolver(VirtualHost(endpoint.virtual_host_url(&options.bucket)))

@@ -12,6 +12,7 @@
 //! [`ConditionalPut`].
 
 mod bucket;
+mod bucket_name;
 mod client;
 mod credentials;
 mod endpoint;
@@ -22,7 +23,7 @@ mod upload;
 
 use std::time::Duration;
 
-pub use bucket::is_compatible as is_compatible_bucket;
+pub use bucket_name::is_compatible as is_compatible_bucket;
 pub use credentials::Credentials;
 pub use endpoint::{Addressing, Endpoint, EndpointError};
 pub use store::S3Store;

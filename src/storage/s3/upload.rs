@@ -9,11 +9,10 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPa
 use bytes::Bytes;
 
 use super::super::parts::{self, Span};
-use super::super::{Kind, ObjectHead, Put, PutOptions, Result, Store, Upload};
-use super::S3Store;
+use super::super::{Kind, ObjectHead, Put, PutOptions, Result, Upload};
+use super::bucket::{Bucket, Published, content_type, user_metadata};
 use super::error::Failure;
 use super::pace::Pace;
-use super::store::{Bucket, Published, content_type, user_metadata};
 
 /// The most parts S3 takes (S3's documentation, "multipart upload limits").
 const MAX_PARTS: u32 = 10_000;
@@ -192,8 +191,7 @@ impl Upload for S3Upload {
         let put = match parts.is_empty() {
             // S3 makes no object of no parts.
             true => {
-                let store = S3Store::of(Arc::clone(&self.bucket));
-                let put = store.put(&self.key, Bytes::new(), &self.options).await?;
+                let put = self.bucket.put(&self.key, &Bytes::new(), &self.options).await?;
                 self.abort().await?;
                 put
             }
