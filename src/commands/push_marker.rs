@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{CommandError, Result};
 use crate::formats::wal_name::SegmentName;
 use crate::fs::staged::StagedFile;
-use crate::transfer::wal_upload::{FileState, Fingerprint};
+use crate::transfer::fingerprint::{FileState, Fingerprint};
 
 /// The record that a segment is durable in the archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,8 +16,9 @@ use crate::formats::lzo1x::Level;
 use crate::formats::wal_name::{SegmentName, WalName};
 use crate::formats::wal_page::{LONG_HEADER_LEN, LongPageHeader};
 use crate::pg::archive_status;
+use crate::transfer::fingerprint::{self, FileState};
 use crate::transfer::off_async;
-use crate::transfer::wal_upload::{self, FileState, Outcome, upload_wal};
+use crate::transfer::wal_upload::{Outcome, upload_wal};
 
 /// How many plain bytes the files under way at once may have, at least one file whatever its size: 64 MiB, which with their
 /// compressed copies keeps the process below 160 MiB.
@@ -76,7 +77,7 @@ pub fn already_pushed(url_of: impl Fn(&str) -> String, options: &WalPushOptions)
     if !marker.may_match(&url, &FileState::of(&File::open(&options.file).ok()?).ok()?) {
         return None;
     }
-    let now = wal_upload::fingerprint(&options.file).ok()?;
+    let now = fingerprint::of_file(&options.file).ok()?;
     let identifier = system_identifier(&options.file)?;
     if marker != PushMarker::new(url, identifier, name, now) {
         return None;

@@ -5,6 +5,7 @@ pub mod compress;
 pub mod decompress;
 mod error;
 pub mod extract;
+pub mod fingerprint;
 pub mod identity;
 pub mod partition_download;
 pub mod partition_upload;

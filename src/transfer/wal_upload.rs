@@ -9,11 +9,11 @@ use bytes::Bytes;
 use crc32c::crc32c_append;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _, future, stream};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::compress::{CHUNK_SIZE, lzop_stream};
+use super::fingerprint::{FileState, Fingerprint};
 use super::{Result, TransferError, identity, off_async, upload};
 use crate::formats::lzo1x::Level;
 use crate::storage::{Put, Store};
@@ -22,47 +22,7 @@ use crate::storage::{Put, Store};
 /// again, since its hash has to be known when a multipart upload begins.
 pub const IN_MEMORY_LIMIT_BYTES: u64 = 32 << 20;
 
-/// How much of a file [`fingerprint`] reads at a time: small enough to stay in the processor's cache until it is checked.
-const CHECKED_AT_ONCE_BYTES: usize = 256 << 10;
-
 type ChunkStream = BoxStream<'static, Result<Bytes>>;
-
-/// A file as the filesystem knows it: what no copy of it and no other file under its name has in common with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileState {
-    device: u64,
-    inode: u64,
-    /// In bytes.
-    pub size: u64,
-    /// When its contents were last changed, in nanoseconds since 1970.
-    mtime_ns: i128,
-    /// When anything about it was last changed, which nobody can set.
-    ctime_ns: i128,
-}
-
-impl FileState {
-    /// Of an open file.
-    pub fn of(file: &File) -> std::io::Result<Self> {
-        let found = file.metadata()?;
-        let nanoseconds = |seconds: i64, rest: i64| i128::from(seconds) * 1_000_000_000 + i128::from(rest);
-        Ok(Self {
-            device: found.dev(),
-            inode: found.ino(),
-            size: found.len(),
-            mtime_ns: nanoseconds(found.mtime(), found.mtime_nsec()),
-            ctime_ns: nanoseconds(found.ctime(), found.ctime_nsec()),
-        })
-    }
-}
-
-/// A file as it was when it was archived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fingerprint {
-    /// The file, before it was read.
-    pub state: FileState,
-    /// Of its plain bytes: it tells whether they are still the same where `state` is, at the speed of memory.
-    pub crc32c: u32,
-}
 
 /// How archiving a file ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,25 +31,6 @@ pub enum Outcome {
     Stored,
     /// The archive held the same bytes already.
     AlreadyIdentical,
-}
-
-/// The fingerprint of the file at `path`, read now.
-pub fn fingerprint(path: &Path) -> Result<Fingerprint> {
-    let failed = TransferError::file("read", path);
-    let read = || {
-        let mut file = File::open(path)?;
-        let state = FileState::of(&file)?;
-        let mut crc = 0;
-        let mut buffer = vec![0; CHECKED_AT_ONCE_BYTES];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => break,
-                len => crc = crc32c_append(crc, &buffer[..len]),
-            }
-        }
-        Ok(Fingerprint { state, crc32c: crc })
-    };
-    read().map_err(failed)
 }
 
 /// Archives the file at `path` under `key`. When it returns well, the object is durable and holds the file's bytes; an
