@@ -5,18 +5,16 @@ use std::cell::RefCell;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 
+use super::chunk;
 use super::{Result, cores, off_async};
 use crate::formats::lzo1x::Level;
 use crate::formats::lzop::{BLOCK_SIZE, BlockEncoder, TERMINATOR, encode_header};
-
-/// The plain bytes that one task compresses: four blocks, so that a task costs little beside its work.
-pub const CHUNK_SIZE: usize = 4 * BLOCK_SIZE;
 
 thread_local! {
     static ENCODER: RefCell<Option<(Level, BlockEncoder)>> = const { RefCell::new(None) };
 }
 
-/// Turns `plain`, pieces of [`CHUNK_SIZE`] bytes but for the last, into the pieces of one lzop stream.
+/// Turns `plain`, chunks but for the last, into the pieces of one lzop stream.
 ///
 /// At most as many pieces as there are cores are in memory beside the one that the caller holds.
 pub fn lzop_stream(
@@ -27,22 +25,21 @@ pub fn lzop_stream(
 ) -> impl Stream<Item = Result<Bytes>> + Send {
     let header = Bytes::copy_from_slice(&encode_header(mode, mtime));
     let blocks = plain
-        .map_ok(move |chunk| async move { Ok(off_async(move || Bytes::from(encode(level, &chunk))).await) })
+        .map_ok(move |chunk| async move { Ok(off_async(move || encode(level, &chunk)).await) })
         .try_buffered(cores());
     let once = |piece| stream::once(future::ready(Ok(piece)));
     once(header).chain(blocks).chain(once(Bytes::from_static(&TERMINATOR)))
 }
 
-/// The blocks that hold `chunk`.
-fn encode(level: Level, chunk: &[u8]) -> Vec<u8> {
+/// The blocks that hold `plain`.
+fn encode(level: Level, plain: &[u8]) -> Bytes {
     ENCODER.with_borrow_mut(|kept| {
         if kept.as_ref().is_none_or(|(of, _)| *of != level) {
             *kept = Some((level, BlockEncoder::new(level)));
         }
         let (_, encoder) = kept.as_mut().expect("filled above");
-        // database pages come out at about half their size
-        let mut out = Vec::with_capacity(chunk.len() * 5 / 8);
-        chunk.chunks(BLOCK_SIZE).for_each(|block| encoder.encode(block, &mut out));
-        out
+        let mut out = chunk::empty();
+        plain.chunks(BLOCK_SIZE).for_each(|block| encoder.encode(block, &mut out));
+        chunk::share(out)
     })
 }

@@ -1,6 +1,7 @@
 //! Storage and formats joined: files become objects and objects become files, streaming, with bounded memory.
 
 pub mod archive_end;
+mod chunk;
 pub mod compress;
 pub mod decompress;
 mod error;

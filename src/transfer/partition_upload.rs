@@ -6,12 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::stream;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::compress::{CHUNK_SIZE, lzop_stream};
+use super::chunk::{self, CHUNK_SIZE};
+use super::compress::lzop_stream;
 use super::progress::{Progress, Stage};
 use super::rate_limit::RateLimit;
 use super::{Result, TransferError, off_async, upload};
@@ -136,13 +137,13 @@ enum Stop {
 struct TarWriter {
     sender: mpsc::Sender<Result<Bytes>>,
     context: PartitionContext,
-    chunk: BytesMut,
+    chunk: Vec<u8>,
     written: u64,
 }
 
 impl TarWriter {
     fn new(sender: mpsc::Sender<Result<Bytes>>, context: PartitionContext) -> Self {
-        Self { sender, context, chunk: BytesMut::with_capacity(CHUNK_SIZE), written: 0 }
+        Self { sender, context, chunk: chunk::empty(), written: 0 }
     }
 
     fn member(&mut self, member: Member) -> std::result::Result<(), Stop> {
@@ -176,17 +177,11 @@ impl TarWriter {
             let room = CHUNK_SIZE - self.chunk.len();
             let wanted = room.min(usize::try_from(left).unwrap_or(room));
             let begin = self.chunk.len();
-            self.chunk.resize(begin + wanted, 0);
-            let mut filled = 0;
-            while filled < wanted {
-                match contents.read(&mut self.chunk[begin + filled..]) {
-                    // shorter than planned: the zeros stay
-                    Ok(0) => filled = wanted,
-                    Ok(len) => filled += len,
-                    Err(again) if again.kind() == io::ErrorKind::Interrupted => {}
-                    Err(failed) => return self.fail(TransferError::file("read", path)(failed)),
-                }
+            if let Err(failed) = contents.by_ref().take(wanted as u64).read_to_end(&mut self.chunk) {
+                return self.fail(TransferError::file("read", path)(failed));
             }
+            // shorter than planned: zeros take the place of the rest
+            self.chunk.resize(begin + wanted, 0);
             hash.update(&self.chunk[begin..]);
             left -= wanted as u64;
             self.context.progress.add_plain(wanted as u64);
@@ -220,7 +215,7 @@ impl TarWriter {
     }
 
     fn flush(&mut self) -> std::result::Result<(), Stop> {
-        let chunk = std::mem::replace(&mut self.chunk, BytesMut::with_capacity(CHUNK_SIZE)).freeze();
+        let chunk = chunk::share(std::mem::replace(&mut self.chunk, chunk::empty()));
         self.written += chunk.len() as u64;
         if let Some(limit) = &self.context.rate_limit {
             limit.wait(chunk.len());

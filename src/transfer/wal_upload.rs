@@ -12,7 +12,8 @@ use futures::{Stream, StreamExt as _, future, stream};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::compress::{CHUNK_SIZE, lzop_stream};
+use super::chunk::{self, CHUNK_SIZE};
+use super::compress::lzop_stream;
 use super::fingerprint::{FileState, Fingerprint};
 use super::{Result, TransferError, identity, off_async, upload};
 use crate::formats::lzo1x::Level;
@@ -129,14 +130,14 @@ where
         let mut digester = PlainDigester::default();
         let mut left = size;
         loop {
-            let mut chunk = Vec::with_capacity(CHUNK_SIZE);
+            let mut chunk = chunk::empty();
             (&mut file).take(CHUNK_SIZE as u64).read_to_end(&mut chunk).map_err(TransferError::file("read", &path))?;
             let is_last = chunk.len() < CHUNK_SIZE;
             left = match left.checked_sub(chunk.len() as u64) {
                 Some(left) if left == 0 || !is_last => left,
                 _ => return Err(TransferError::FileChanged(path)),
             };
-            let chunk = Bytes::from(chunk);
+            let chunk = chunk::share(chunk);
             // refused when compressing has ended, which it does not before the last chunk
             if !chunk.is_empty() && sender.blocking_send(Ok(chunk.clone())).is_err() {
                 return Err(TransferError::FileChanged(path));
@@ -167,16 +168,16 @@ fn read_again(file: File, path: PathBuf, expected: [u8; 32]) -> impl Stream<Item
     stream::try_unfold(Some((file, path, Sha256::new())), move |state| async move {
         let Some((mut file, path, mut hash)) = state else { return Ok(None) };
         off_async(move || {
-            let mut chunk = Vec::with_capacity(CHUNK_SIZE);
+            let mut chunk = chunk::empty();
             (&mut file).take(CHUNK_SIZE as u64).read_to_end(&mut chunk).map_err(TransferError::file("read", &path))?;
             hash.update(&chunk);
             if chunk.len() == CHUNK_SIZE {
-                return Ok(Some((Bytes::from(chunk), Some((file, path, hash)))));
+                return Ok(Some((chunk::share(chunk), Some((file, path, hash)))));
             }
             if <[u8; 32]>::from(hash.finalize()) != expected {
                 return Err(TransferError::FileChanged(path));
             }
-            Ok((!chunk.is_empty()).then(|| (Bytes::from(chunk), None)))
+            Ok((!chunk.is_empty()).then(|| (chunk::share(chunk), None)))
         })
         .await
     })
