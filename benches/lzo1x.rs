@@ -12,6 +12,11 @@
 //!
 //! # What holds it back
 //!
+//! How much the reference gains by its jumps depends on how far back a processor remembers them. On one of Intel's of 2024
+//! (AVX-512, 2.6 GHz, in a virtual machine) decompression is 2.3 times the reference's on heap pages, 2.2 on WAL, 1.3 on an
+//! index and 0.9 on a dense one, where the reference comes to 3.1 GB/s; compression is 1.10 times `lzo1x_1`, and 1.02 on a
+//! dense index. What follows is another's.
+//!
 //! Measured on a Zen 3 core at 3 GHz that shares its units with a neighbour, over 17 compressible kinds of block of a real
 //! cluster and of this file.
 //!
