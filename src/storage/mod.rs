@@ -22,6 +22,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use futures::{Stream, TryStreamExt as _, stream};
 
 pub use error::{Kind, StorageError};
 pub use file::FileStore;
@@ -161,15 +162,17 @@ pub fn wrap(store: impl Store + 'static, policy: RetryPolicy, concurrency: NonZe
     Arc::new(retry::Retrying::new(limit::Limited::new(stalling, concurrency), policy))
 }
 
+/// Lists everything under `prefix`, a page after the other.
+pub fn pages<'a>(store: &'a dyn Store, prefix: &'a str) -> impl Stream<Item = Result<Vec<Listed>>> + Send + 'a {
+    stream::try_unfold(Some(None), move |next: Option<Option<String>>| async move {
+        let Some(after) = next else { return Ok(None) };
+        let page = store.list(prefix, after.as_deref()).await?;
+        let last = page.objects.last().map(|row| row.key.clone());
+        Ok(Some((page.objects, last.filter(|_| page.more).map(Some))))
+    })
+}
+
 /// Lists everything under `prefix`.
 pub async fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<Listed>> {
-    let mut all: Vec<Listed> = Vec::new();
-    loop {
-        let page = store.list(prefix, all.last().map(|row| row.key.as_str())).await?;
-        let empty = page.objects.is_empty();
-        all.extend(page.objects);
-        if !page.more || empty {
-            return Ok(all);
-        }
-    }
+    pages(store, prefix).try_concat().await
 }

@@ -2,6 +2,7 @@
 //! the number of backups and not with that of their partitions.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::time::SystemTime;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -13,7 +14,7 @@ use crate::formats::error_line::joined;
 use crate::formats::key::{BaseBackupKey, Layout};
 use crate::formats::sentinel::Sentinel;
 use crate::formats::wal_position::{PositionRange, WalPosition};
-use crate::storage::Listed;
+use crate::storage::{self, Listed};
 
 /// How many sentinels are read at once.
 const SENTINELS_IN_FLIGHT: usize = 8;
@@ -80,14 +81,9 @@ impl Inventory {
     pub(super) async fn take(archive: &Archive) -> Result<Self> {
         let prefix = archive.layout.base_backups();
         let mut builder = Builder::default();
-        let mut after: Option<String> = None;
-        loop {
-            let page = archive.store.list(&prefix, after.as_deref()).await?;
-            after = page.objects.last().map(|row| row.key.clone());
-            page.objects.into_iter().for_each(|row| builder.add(&archive.layout, row));
-            if !page.more || after.is_none() {
-                break;
-            }
+        let mut pages = pin!(storage::pages(&*archive.store, &prefix));
+        while let Some(rows) = pages.try_next().await? {
+            rows.into_iter().for_each(|row| builder.add(&archive.layout, row));
         }
         let mut inventory = builder.finish();
         inventory.locate(archive).await?;

@@ -1,6 +1,8 @@
 //! One phase of a deletion: many objects, many requests at once, and none of the next phase after a failure.
 
-use futures::{StreamExt as _, stream};
+use std::pin::pin;
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::super::{CommandError, Result};
 use crate::storage::{self, Listed, StorageError, Store};
@@ -48,15 +50,11 @@ impl<'a> Phase<'a> {
 
     /// Takes what `selects` of the keys below `prefix`, in their order. No more than a page of keys is in memory.
     pub(super) async fn below(&mut self, prefix: &str, mut selects: impl FnMut(&Listed) -> bool) -> Result<()> {
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.store.list(prefix, after.as_deref()).await?;
-            after = page.objects.last().map(|row| row.key.clone());
-            self.objects(page.objects.into_iter().filter(&mut selects)).await?;
-            if !page.more || after.is_none() {
-                return Ok(());
-            }
+        let mut pages = pin!(storage::pages(self.store, prefix));
+        while let Some(rows) = pages.try_next().await? {
+            self.objects(rows.into_iter().filter(&mut selects)).await?;
         }
+        Ok(())
     }
 
     /// Takes these objects, begun in this order. Goes on after a failure that may be one object's own, but not when the store
