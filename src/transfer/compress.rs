@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 
-use super::chunk;
+use super::buffer::CHUNKS;
 use super::{Result, cores, off_async};
 use crate::formats::lzo1x::Level;
 use crate::formats::lzop::{BLOCK_SIZE, BlockEncoder, TERMINATOR, encode_header};
@@ -38,8 +38,8 @@ fn encode(level: Level, plain: &[u8]) -> Bytes {
             *kept = Some((level, BlockEncoder::new(level)));
         }
         let (_, encoder) = kept.as_mut().expect("filled above");
-        let mut out = chunk::empty();
+        let mut out = CHUNKS.empty();
         plain.chunks(BLOCK_SIZE).for_each(|block| encoder.encode(block, &mut out));
-        chunk::share(out)
+        CHUNKS.share(out)
     })
 }

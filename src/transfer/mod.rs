@@ -1,7 +1,7 @@
 //! Storage and formats joined: files become objects and objects become files, streaming, with bounded memory.
 
 pub mod archive_end;
-mod chunk;
+mod buffer;
 pub mod compress;
 pub mod decompress;
 mod error;

@@ -11,7 +11,7 @@ use futures::stream;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::chunk::{self, CHUNK_SIZE};
+use super::buffer::{CHUNK_SIZE, CHUNKS};
 use super::compress::lzop_stream;
 use super::progress::{Progress, Stage};
 use super::rate_limit::RateLimit;
@@ -143,7 +143,7 @@ struct TarWriter {
 
 impl TarWriter {
     fn new(sender: mpsc::Sender<Result<Bytes>>, context: PartitionContext) -> Self {
-        Self { sender, context, chunk: chunk::empty(), written: 0 }
+        Self { sender, context, chunk: CHUNKS.empty(), written: 0 }
     }
 
     fn member(&mut self, member: Member) -> std::result::Result<(), Stop> {
@@ -215,7 +215,7 @@ impl TarWriter {
     }
 
     fn flush(&mut self) -> std::result::Result<(), Stop> {
-        let chunk = chunk::share(std::mem::replace(&mut self.chunk, chunk::empty()));
+        let chunk = CHUNKS.share(std::mem::replace(&mut self.chunk, CHUNKS.empty()));
         self.written += chunk.len() as u64;
         if let Some(limit) = &self.context.rate_limit {
             limit.wait(chunk.len());

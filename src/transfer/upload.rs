@@ -1,12 +1,13 @@
 //! A stream of bytes to one object: a single request when it is small, parts in a bounded ordered window when it is not.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
-use futures::stream::FuturesOrdered;
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 
 use super::Result;
+use super::buffer::Buffers;
 use super::progress::{Progress, Stage};
 use crate::formats::tar_partition::MAX_FILE_BYTES;
 use crate::storage::{MIN_PART_SIZE_BYTES, Put, PutOptions, Store};
@@ -20,6 +21,9 @@ const _: () = assert!(MAX_FILE_BYTES / 10 * 11 < 10_000 * PART_SIZE_BYTES as u64
 /// How many parts of one object are under way at once.
 const PARTS_IN_FLIGHT: usize = 2;
 
+/// The memory of parts, of as many as two partitions fill and send.
+static PARTS: Buffers = Buffers::new(PART_SIZE_BYTES, 2 * (PARTS_IN_FLIGHT + 1));
+
 /// Stores what `pieces` yields under `key`. Holds at most `PARTS_IN_FLIGHT + 1` parts in memory.
 pub async fn upload(
     store: &dyn Store,
@@ -28,7 +32,7 @@ pub async fn upload(
     pieces: impl Stream<Item = Result<Bytes>> + Send,
     progress: Option<Arc<Progress>>,
 ) -> Result<Put> {
-    let mut parts = Box::pin(parts(pieces));
+    let mut parts = Box::pin(parts(pieces, progress.clone()));
     let first = parts.try_next().await?.unwrap_or_default();
     let Some(second) = parts.try_next().await? else {
         let len = first.len() as u64;
@@ -38,33 +42,20 @@ pub async fn upload(
     };
     let upload = store.begin_upload(key, options).await?;
     let sent = async {
-        let mut window = FuturesOrdered::new();
+        let (upload, progress) = (&upload, progress.as_ref());
         let (mut number, mut offset) = (0, 0);
-        let mut next = [Some(first), Some(second)].into_iter().flatten();
-        loop {
-            let part = match next.next() {
-                Some(part) => part,
-                None => match parts.try_next().await? {
-                    Some(part) => part,
-                    None => break,
-                },
-            };
-            if window.len() == PARTS_IN_FLIGHT {
-                let waiting = std::time::Instant::now();
-                window.next().await.transpose()?;
-                progress.as_ref().inspect(|progress| progress.waited(Stage::Store, waiting.elapsed()));
-            }
+        let sending = stream::iter([Ok(first), Ok(second)]).chain(parts).map_ok(|part| {
             number += 1;
-            let (len, begin) = (part.len() as u64, offset);
+            let (number, len, begin) = (number, part.len() as u64, offset);
             offset += len;
-            let (upload, progress) = (&upload, progress.as_ref());
-            window.push_back(async move {
+            async move {
                 upload.part(number, begin, part).await?;
                 progress.inspect(|progress| progress.add_stored(len));
                 Result::Ok(())
-            });
-        }
-        while window.next().await.transpose()?.is_some() {}
+            }
+        });
+        // the next part is gathered while those before it are sent
+        sending.try_buffer_unordered(PARTS_IN_FLIGHT).try_for_each(|()| future::ready(Ok(()))).await?;
         Ok(upload.finish().await?)
     }
     .await;
@@ -78,27 +69,28 @@ pub async fn upload(
 }
 
 /// Gathers pieces to parts of exactly [`PART_SIZE_BYTES`], but for the last.
-fn parts(pieces: impl Stream<Item = Result<Bytes>> + Send) -> impl Stream<Item = Result<Bytes>> + Send {
-    async fn next<S: Stream<Item = Result<Bytes>> + Unpin>(
-        mut state: (S, BytesMut),
-    ) -> Result<Option<(Bytes, (S, BytesMut))>> {
-        let (pieces, gathered) = &mut state;
-        while gathered.len() < PART_SIZE_BYTES {
-            match pieces.try_next().await? {
-                Some(piece) => {
-                    gathered.reserve(if gathered.is_empty() {
-                        PART_SIZE_BYTES.min(piece.len() * 64)
-                    } else {
-                        piece.len()
-                    });
-                    gathered.extend_from_slice(&piece);
+fn parts(
+    pieces: impl Stream<Item = Result<Bytes>> + Send,
+    progress: Option<Arc<Progress>>,
+) -> impl Stream<Item = Result<Bytes>> + Send {
+    let state = (Box::pin(pieces), Bytes::new(), Instant::now());
+    stream::try_unfold(state, move |(mut pieces, mut rest, yielded)| {
+        // it is asked again as soon as there is room for one more under way
+        progress.as_ref().inspect(|progress| progress.waited(Stage::Store, yielded.elapsed()));
+        async move {
+            let mut part = PARTS.empty();
+            loop {
+                let now = rest.split_to(rest.len().min(PART_SIZE_BYTES - part.len()));
+                part.extend_from_slice(&now);
+                if part.len() == PART_SIZE_BYTES {
+                    break;
                 }
-                None if gathered.is_empty() => return Ok(None),
-                None => return Ok(Some((gathered.split().freeze(), state))),
+                match pieces.try_next().await? {
+                    Some(piece) => rest = piece,
+                    None => break,
+                }
             }
+            Ok((!part.is_empty()).then(|| (PARTS.share(part), (pieces, rest, Instant::now()))))
         }
-        let part = gathered.split_to(PART_SIZE_BYTES).freeze();
-        Ok(Some((part, state)))
-    }
-    futures::stream::try_unfold((Box::pin(pieces), BytesMut::new()), next)
+    })
 }

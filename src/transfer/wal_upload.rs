@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use crc32c::crc32c_append;
 use futures::stream::BoxStream;
-use futures::{Stream, StreamExt as _, future, stream};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::chunk::{self, CHUNK_SIZE};
+use super::buffer::{Buffers, CHUNK_SIZE, CHUNKS};
 use super::compress::lzop_stream;
 use super::fingerprint::{FileState, Fingerprint};
 use super::{Result, TransferError, identity, off_async, upload};
@@ -22,6 +22,9 @@ use crate::storage::{Put, Store};
 /// A file up to this size is read, hashed and compressed in memory in one pass; a larger one is hashed first and then read
 /// again, since its hash has to be known when a multipart upload begins.
 pub const IN_MEMORY_LIMIT_BYTES: u64 = 32 << 20;
+
+/// The memory of compressed segments of the usual 16 MiB at their longest, as many as a look-ahead has under way.
+static BODIES: Buffers = Buffers::new(17 << 20, 5);
 
 type ChunkStream = BoxStream<'static, Result<Bytes>>;
 
@@ -125,19 +128,18 @@ where
 {
     let (sender, receiver) = mpsc::channel(1);
     let path = path.to_owned();
-    let expected_len = usize::try_from(size).unwrap_or_default() * 5 / 8;
     let reading = off_async(move || {
         let mut digester = PlainDigester::default();
         let mut left = size;
         loop {
-            let mut chunk = chunk::empty();
+            let mut chunk = CHUNKS.empty();
             (&mut file).take(CHUNK_SIZE as u64).read_to_end(&mut chunk).map_err(TransferError::file("read", &path))?;
             let is_last = chunk.len() < CHUNK_SIZE;
             left = match left.checked_sub(chunk.len() as u64) {
                 Some(left) if left == 0 || !is_last => left,
                 _ => return Err(TransferError::FileChanged(path)),
             };
-            let chunk = chunk::share(chunk);
+            let chunk = CHUNKS.share(chunk);
             // refused when compressing has ended, which it does not before the last chunk
             if !chunk.is_empty() && sender.blocking_send(Ok(chunk.clone())).is_err() {
                 return Err(TransferError::FileChanged(path));
@@ -149,18 +151,17 @@ where
         }
     });
     let plain = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
-    let (digest, body) = future::join(reading, gather(compress(plain.boxed()), expected_len)).await;
+    let (digest, body) = future::join(reading, gather(compress(plain.boxed()))).await;
     Ok((digest?, body?))
 }
 
-/// The pieces as one, which `expected_len` bytes are set aside for: growing would copy them again and again.
-async fn gather(pieces: impl Stream<Item = Result<Bytes>> + Send, expected_len: usize) -> Result<Bytes> {
-    use futures::TryStreamExt as _;
-    let whole = pieces.try_fold(Vec::with_capacity(expected_len), |mut whole, piece| {
+/// The pieces as one.
+async fn gather(pieces: impl Stream<Item = Result<Bytes>> + Send) -> Result<Bytes> {
+    let whole = pieces.try_fold(BODIES.empty(), |mut whole, piece| {
         whole.extend_from_slice(&piece);
         future::ready(Ok(whole))
     });
-    Ok(Bytes::from(whole.await?))
+    Ok(BODIES.share(whole.await?))
 }
 
 /// The file's chunks, ending in an error when they are not the bytes that were hashed.
@@ -168,16 +169,16 @@ fn read_again(file: File, path: PathBuf, expected: [u8; 32]) -> impl Stream<Item
     stream::try_unfold(Some((file, path, Sha256::new())), move |state| async move {
         let Some((mut file, path, mut hash)) = state else { return Ok(None) };
         off_async(move || {
-            let mut chunk = chunk::empty();
+            let mut chunk = CHUNKS.empty();
             (&mut file).take(CHUNK_SIZE as u64).read_to_end(&mut chunk).map_err(TransferError::file("read", &path))?;
             hash.update(&chunk);
             if chunk.len() == CHUNK_SIZE {
-                return Ok(Some((chunk::share(chunk), Some((file, path, hash)))));
+                return Ok(Some((CHUNKS.share(chunk), Some((file, path, hash)))));
             }
             if <[u8; 32]>::from(hash.finalize()) != expected {
                 return Err(TransferError::FileChanged(path));
             }
-            Ok((!chunk.is_empty()).then(|| (chunk::share(chunk), None)))
+            Ok((!chunk.is_empty()).then(|| (CHUNKS.share(chunk), None)))
         })
         .await
     })
