@@ -19,7 +19,7 @@ const _: () = assert!(PART_SIZE_BYTES >= MIN_PART_SIZE_BYTES);
 const _: () = assert!(MAX_FILE_BYTES / 10 * 11 < 10_000 * PART_SIZE_BYTES as u64);
 
 /// How many parts of one object are under way at once.
-const PARTS_IN_FLIGHT: usize = 2;
+const PARTS_IN_FLIGHT: usize = 3;
 
 /// The memory of parts, of as many as two partitions fill and send.
 static PARTS: Buffers = Buffers::new(PART_SIZE_BYTES, 2 * (PARTS_IN_FLIGHT + 1));
