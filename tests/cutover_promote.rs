@@ -47,13 +47,16 @@ fn promotes_with_the_last_write(major: u32, archiver: Program) {
     let application = migration.application(&[INSERT]);
     std::thread::sleep(Duration::from_secs(1));
     let promoted = migration.cutover("promote").assert_success();
-    std::thread::sleep(Duration::from_millis(500));
+    let rows = |server: &PgCluster| -> usize {
+        server.psql_as("app", "select count(*) from t").stdout_text().trim().parse().unwrap()
+    };
+    let rows_on_source = rows(&migration.source);
+    wait_until("the application goes on, on the replica", LIMIT, || rows(&migration.replica) > rows_on_source + 1);
     let committed = application.stop();
     println!("{major}: {}", promoted.stdout_text());
     assert_promoted(&migration, &committed);
     assert_eq!(migration.hooks(), ["maintenance_on", "switch_to_replica", "maintenance_off"]);
-    let rows_on_source = migration.source.psql_as("app", "select count(*) from t").stdout_text().trim().to_owned();
-    assert!(committed.len() > rows_on_source.parse::<usize>().unwrap(), "the application went on, on the replica");
+    assert!(committed.len() > rows_on_source, "the application went on, on the replica");
 
     // once more does nothing
     let before = migration.journal();
@@ -188,8 +191,9 @@ fn a_superusers_transaction_from_before_the_fence_is_waited_for() {
     // it is not for a plain user to end, and no snapshot shows it while nothing newer has ended
     let migration = MigrationOptions::from(15).make();
     let script = format!(
-        "touch {place}/maintenance; {psql} -h {source} -U postgres app -c \"begin; insert into t (text) values ('slow'); \
-         select pg_sleep(4); commit\" >/dev/null 2>&1 & sleep 1",
+        "touch {place}/maintenance; sql='{psql} -h {source} -U postgres app -Atc'
+         $sql \"begin; insert into t (text) values ('slow'); select pg_sleep(4); commit\" >/dev/null 2>&1 &
+         until $sql \"select 1 from pg_stat_activity where wait_event = 'PgSleep'\" | grep -q 1; do sleep 0.1; done",
         place = migration.place.path().display(),
         psql = migration.source.bin().program("psql").display(),
         source = migration.source.socket_dir().display(),

@@ -294,7 +294,7 @@ async fn faults_of_the_body_strike_at_their_offset() {
         assert_eq!(wrong, [700_000]);
     }
 
-    let pause = Duration::from_millis(300);
+    let pause = Duration::from_secs(2);
     server.faults().add(When::any().once(), What::StallBody { after_bytes: 1000, pause });
     let started = Instant::now();
     let mut stalled = client.get_object().bucket("b").key("k").send().await.unwrap();
