@@ -120,7 +120,9 @@ fn servers_that_are_not_what_the_plan_says_are_told() {
     // no password can be wrong where everybody is trusted
     fs::write(migration.replica.data_dir().join("pg_hba.conf"), "local all app reject\nlocal all all trust\n").unwrap();
     migration.replica.reload();
-    migration.replica.wait_until("app is rejected", LIMIT, || migration.replica.psql_as("app", "select 1").code() != Some(0));
+    migration
+        .replica
+        .wait_until("app is rejected", LIMIT, || migration.replica.psql_as("app", "select 1").code() != Some(0));
     let target_of_replica = format!("target.connection={}", conninfo(&migration.replica, "postgres"));
     let report = check(
         &migration,

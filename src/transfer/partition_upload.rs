@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use crc32c::crc32c_append;
 use futures::stream;
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::buffer::{CHUNK_SIZE, CHUNKS};
@@ -79,7 +79,7 @@ pub struct ArchivedFile {
     /// Seconds since 1970.
     pub mtime: u64,
     /// Of its bytes.
-    pub sha256: [u8; 32],
+    pub crc32c: u32,
 }
 
 /// What all partitions of a backup share.
@@ -171,7 +171,7 @@ impl TarWriter {
             Source::Directory | Source::Symlink(_) => return self.bytes(&head_bytes),
         };
         self.bytes(&head_bytes)?;
-        let mut hash = Sha256::new();
+        let mut crc32c = 0;
         let mut left = size;
         while left > 0 {
             let room = CHUNK_SIZE - self.chunk.len();
@@ -182,12 +182,12 @@ impl TarWriter {
             }
             // shorter than planned: zeros take the place of the rest
             self.chunk.resize(begin + wanted, 0);
-            hash.update(&self.chunk[begin..]);
+            crc32c = crc32c_append(crc32c, &self.chunk[begin..]);
             left -= wanted as u64;
             self.context.progress.add_plain(wanted as u64);
             self.flush_if_full()?;
         }
-        let file = ArchivedFile { name: member.name, size, mtime, sha256: hash.finalize().into() };
+        let file = ArchivedFile { name: member.name, size, mtime, crc32c };
         if let Err(failed) = (self.context.on_file)(file) {
             return self.fail(TransferError::file("write to", std::env::temp_dir())(failed));
         }

@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use sha2::{Digest as _, Sha256};
+use crc32c::crc32c;
 
 use super::{TablespaceChoice, manifest};
 use crate::commands::{CommandError, Result};
@@ -141,8 +141,8 @@ pub(super) fn rewrite_map(root: &Path) -> Result<()> {
         return fs::remove_file(&path).map_err(CommandError::file("remove", &path));
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let sha256 = Sha256::digest(&rewritten).into();
-    manifest::edit(root, ManifestEditor::replacing(MAP.as_bytes(), rewritten.len() as u64, now, &sha256))?;
+    let size = rewritten.len() as u64;
+    manifest::edit(root, ManifestEditor::replacing(MAP.as_bytes(), size, now, crc32c(&rewritten)))?;
     let write = || {
         let staged = StagedFile::create(&path)?;
         staged.file().write_all(&rewritten)?;

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
+use crc32c::crc32c;
 
 use super::manifest_spool::ManifestSpool;
 use super::{CommandError, Result};
@@ -32,8 +32,12 @@ pub(super) fn members(
     let spooled = |failed| CommandError::file("write to", std::env::temp_dir())(failed);
     let mut members = Vec::new();
     for (name, contents) in files {
-        let sha256 = Sha256::digest(&contents).into();
-        let archived = ArchivedFile { name: name.as_bytes().to_vec(), size: contents.len() as u64, mtime, sha256 };
+        let archived = ArchivedFile {
+            name: name.as_bytes().to_vec(),
+            size: contents.len() as u64,
+            mtime,
+            crc32c: crc32c(&contents),
+        };
         manifest.add(&archived).map_err(spooled)?;
         members.push(member(&name, Source::Bytes(contents)));
     }

@@ -29,7 +29,7 @@ impl ManifestSpool {
     /// Adds a file.
     pub(super) fn add(&self, archived: &ArchivedFile) -> io::Result<()> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = inner.writer.file(&archived.name, archived.size, archived.mtime, &archived.sha256);
+        let text = inner.writer.file(&archived.name, archived.size, archived.mtime, archived.crc32c);
         inner.file.write_all(text.as_bytes())
     }
 

@@ -18,9 +18,9 @@ pub struct ManifestEditor {
 
 impl ManifestEditor {
     /// For a file that was changed since; `mtime` in seconds since 1970.
-    pub fn replacing(path: &[u8], size: u64, mtime: u64, sha256: &[u8; 32]) -> Self {
+    pub fn replacing(path: &[u8], size: u64, mtime: u64, crc32c: u32) -> Self {
         let start = entry::start(path);
-        let entry = Some(format!("{start}{}", entry::end(size, mtime, sha256)));
+        let entry = Some(format!("{start}{}", entry::end(size, mtime, crc32c)));
         Self { start, entry, hash: Sha256::default(), held: String::new() }
     }
 

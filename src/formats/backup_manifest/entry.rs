@@ -12,10 +12,11 @@ pub(super) fn start(path: &[u8]) -> String {
     }
 }
 
-pub(super) fn end(size: u64, mtime: u64, sha256: &[u8; 32]) -> String {
-    let (mtime, checksum) = (gmt(mtime), hex::hex(sha256));
+pub(super) fn end(size: u64, mtime: u64, crc32c: u32) -> String {
+    // PostgreSQL writes the number as it lies in memory
+    let (mtime, checksum) = (gmt(mtime), hex::hex(&crc32c.to_ne_bytes()));
     format!(
-        " \"Size\": {size}, \"Last-Modified\": \"{mtime}\", \"Checksum-Algorithm\": \"SHA256\", \"Checksum\": \"{checksum}\" }}"
+        " \"Size\": {size}, \"Last-Modified\": \"{mtime}\", \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{checksum}\" }}"
     )
 }
 

@@ -1,5 +1,8 @@
 //! PostgreSQL's `backup_manifest`, version 1, which `pg_verifybackup` of every major from 13 reads
 //! (PostgreSQL's documentation, "Backup Manifest Format").
+//!
+//! Files have a CRC-32C there, as PostgreSQL's own manifests do unless they are told otherwise: SHA-256 took a fifth of the
+//! processors' time of a whole backup, and would tell of nobody's malice either, since the manifest lies beside its files.
 
 mod editor;
 mod entry;
@@ -20,12 +23,15 @@ mod tests {
     fn the_text_is_json_with_its_own_checksum() {
         let mut writer = ManifestWriter::default();
         let mut text = writer.begin();
-        text += &writer.file(b"base/1/\"2\"", 3, 1_700_000_000, &[0xAB; 32]);
-        text += &writer.file(b"\xff", 0, 0, &[0; 32]);
+        text += &writer.file(b"base/1/\"2\"", 3, 1_700_000_000, 0xAB00_0001);
+        text += &writer.file(b"\xff", 0, 0, 0);
         text += &writer.finish(WalRange { timeline: 1, start: Lsn(0x200_0028), end: Lsn(0x200_0138) });
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(json["Files"][0]["Path"], "base/1/\"2\"");
         assert_eq!(json["Files"][0]["Last-Modified"], "2023-11-14 22:13:20 GMT");
+        assert_eq!(json["Files"][0]["Checksum-Algorithm"], "CRC32C");
+        #[cfg(target_endian = "little")]
+        assert_eq!(json["Files"][0]["Checksum"], "010000ab");
         assert_eq!(json["Files"][1]["Encoded-Path"], "ff");
         assert_eq!(json["WAL-Ranges"][0]["End-LSN"], "0/2000138");
         let (before, _) = text.split_once("\"Manifest-Checksum\"").unwrap();
@@ -42,12 +48,12 @@ mod tests {
             let mut writer = ManifestWriter::default();
             let mut text = writer.begin();
             for (path, size) in files {
-                text += &writer.file(path.as_bytes(), *size, 5, &[1; 32]);
+                text += &writer.file(path.as_bytes(), *size, 5, 1);
             }
             text + &writer.finish(WalRange { timeline: 1, start: Lsn(0), end: Lsn(1) })
         };
         let all = written(&[("a", 1), ("b", 2), ("c", 3)]);
-        let replacing = |path: &str| ManifestEditor::replacing(path.as_bytes(), 9, 5, &[1; 32]);
+        let replacing = |path: &str| ManifestEditor::replacing(path.as_bytes(), 9, 5, 1);
         assert_eq!(edited(&all, replacing("b")), written(&[("a", 1), ("b", 9), ("c", 3)]));
         assert_eq!(edited(&all, replacing("c")), written(&[("a", 1), ("b", 2), ("c", 9)]));
         assert_eq!(edited(&all, replacing("d")), all);

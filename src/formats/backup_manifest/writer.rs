@@ -31,10 +31,10 @@ impl ManifestWriter {
     }
 
     /// One file. `path` is relative to the data directory; `mtime` in seconds since 1970.
-    pub fn file(&mut self, path: &[u8], size: u64, mtime: u64, sha256: &[u8; 32]) -> String {
+    pub fn file(&mut self, path: &[u8], size: u64, mtime: u64, crc32c: u32) -> String {
         let separator = if self.files == 0 { "\n" } else { ",\n" };
         self.files += 1;
-        self.hashed(format!("{separator}{}{}", entry::start(path), entry::end(size, mtime, sha256)))
+        self.hashed(format!("{separator}{}{}", entry::start(path), entry::end(size, mtime, crc32c)))
     }
 
     /// The manifest's end.
