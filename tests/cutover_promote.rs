@@ -47,13 +47,19 @@ fn promotes_with_the_last_write(major: u32, archiver: Program) {
     let application = migration.application(&[INSERT]);
     std::thread::sleep(Duration::from_secs(1));
     let promoted = migration.cutover("promote").assert_success();
-    std::thread::sleep(Duration::from_millis(500));
+    let count = |server: &PgCluster| -> usize {
+        server.psql_as("app", "select count(*) from t").stdout_text().trim().parse().unwrap_or_default()
+    };
+    let rows_on_source = count(&migration.source);
+    // one row of the source may have been committed without an answer
+    migration.replica.wait_until("the application goes on, on the replica", LIMIT, || {
+        count(&migration.replica) > rows_on_source + 1
+    });
     let committed = application.stop();
     println!("{major}: {}", promoted.stdout_text());
     assert_promoted(&migration, &committed);
     assert_eq!(migration.hooks(), ["maintenance_on", "switch_to_replica", "maintenance_off"]);
-    let rows_on_source = migration.source.psql_as("app", "select count(*) from t").stdout_text().trim().to_owned();
-    assert!(committed.len() > rows_on_source.parse::<usize>().unwrap(), "the application went on, on the replica");
+    assert!(committed.len() > rows_on_source, "the application went on, on the replica");
 
     // once more does nothing
     let before = migration.journal();
@@ -105,7 +111,7 @@ fn an_archive_that_stands_still_leaves_the_source_writable() {
     migration.source.configure("archive_command = 'false'");
     migration.source.reload();
     let application = migration.application(&[INSERT]);
-    let failed = migration.cutover("promote --set promote.budget=3s").assert_code(1);
+    let failed = migration.cutover("promote --set promote.budget=10s").assert_code(1);
     let committed = application.stop();
     let said = failed.stderr_text();
     for expected in ["gave up waiting until the replica has replayed", "The source needs to archive", "All was undone"]
@@ -167,12 +173,16 @@ fn what_a_role_writes_behind_the_fence_comes_along() {
     let stubborn = "begin transaction read write; insert into t (text) values ('late'); commit";
     let source = migration.source.socket_dir();
     let psql = migration.source.bin().program("psql");
+    // replay waits until the row is there: after the promotion it would be too late
     let script = format!(
-        "touch {place}/maintenance; (while ! grep -q fence-point {place}/cutover.journal.json; do sleep 0.05; done; \
-         {psql} -h {source} -U app app -c \"{stubborn}\") >/dev/null 2>&1 &",
+        "touch {place}/maintenance; {psql} -h {replica} -U postgres app -c 'select pg_wal_replay_pause()'; \
+         (while ! grep -q fence-point {place}/cutover.journal.json; do sleep 0.05; done; \
+         {psql} -h {source} -U app app -c \"{stubborn}\"; \
+         {psql} -h {replica} -U postgres app -c 'select pg_wal_replay_resume()') >/dev/null 2>&1 &",
         place = migration.place.path().display(),
         psql = psql.display(),
         source = source.display(),
+        replica = migration.replica.socket_dir().display(),
     );
     std::fs::write(migration.file("on.sh"), script).unwrap();
     let set = format!("hooks.maintenance_on=sh {}", migration.file("on.sh").display());
@@ -189,7 +199,9 @@ fn a_superusers_transaction_from_before_the_fence_is_waited_for() {
     let migration = MigrationOptions::from(15).make();
     let script = format!(
         "touch {place}/maintenance; {psql} -h {source} -U postgres app -c \"begin; insert into t (text) values ('slow'); \
-         select pg_sleep(4); commit\" >/dev/null 2>&1 & sleep 1",
+         select pg_sleep(4); commit\" >/dev/null 2>&1 & \
+         until {psql} -h {source} -U postgres app -A -t -c \"select count(*) from pg_stat_activity where wait_event = 'PgSleep'\" \
+         | grep -q 1; do sleep 0.1; done",
         place = migration.place.path().display(),
         psql = migration.source.bin().program("psql").display(),
         source = migration.source.socket_dir().display(),
