@@ -121,7 +121,7 @@ fn a_subscriber_that_stops_following_under_the_fence_gives_the_publisher_back() 
     );
     fs::write(migration.file("on.sh"), disable).unwrap();
     let set = format!("hooks.maintenance_on=sh {}", migration.file("on.sh").display());
-    let arguments = ["cutover", "finish", "--set", &set, "--set", "finish.budget=3 s"];
+    let arguments = ["cutover", "finish", "--set", &set, "--set", "finish.budget=10 s"];
     let said = migration.wal_eve().run(arguments).assert_code(1).stderr_text().to_owned();
     for expected in ["gave up waiting until the target has the publisher's last write", "All was undone"] {
         assert!(said.contains(expected), "{expected} is not in\n{said}");

@@ -148,7 +148,7 @@ fn migrate(migration: &Migration, finish: &str) -> Work {
         migration.source.major(),
         migration.target().major()
     );
-    assert!(first < 10_000 && second < 10_000, "{first} ms and {second} ms");
+    assert!(first < 30_000 && second < 30_000, "{first} ms and {second} ms");
     let work = application.stop_and_tell();
     assert_eq!(work.collisions, Vec::<String>::new());
     assert_eq!(lost(migration.target(), &work.committed), Vec::<String>::new());
@@ -233,10 +233,10 @@ fn the_way_back_loses_nothing_either() {
 fn what_is_written_on_the_target_arrives_on_the_old_publisher() {
     let migration = migration(15, 18);
     migrate(&migration, "finish --reverse --json");
-    migration.replica.wait_until("the replica has the target's rows", LIMIT, || {
-        let count = "select (select count(*) from orders) + (select count(*) from audit)";
-        migration.replica.psql_as(APP, count).stdout_text() == migration.target().psql_as(APP, count).stdout_text()
-    });
+    // the last statements may have changed no count
+    let written = migration.target().psql("select pg_current_wal_lsn()");
+    let arrived = "from pg_replication_slots where slot_type = 'logical'";
+    migration.target().wait_until_sql(&format!("select bool_and(confirmed_flush_lsn >= '{written}') {arrived}"), LIMIT);
     assert_same_rows(&migration.replica, migration.target());
     // given up, the target keeps no WAL back
     migration.cutover("abort").assert_success();

@@ -278,7 +278,8 @@ fn a_schema_that_is_there_is_filled_on_any_major() {
         assert_eq!(pair.on_target("select count(*) from t"), "1000");
         let status = pair.status();
         assert_eq!((&status["phase"], &status["total"]["ready"]), (&"following".into(), &1.into()), "{status:#}");
-        assert_eq!(status["warnings"].as_array().unwrap().len(), 0, "{status:#}");
+        // the worker that copied drops its slot after the table is ready
+        wait_until("nothing is warned of", SOON, || pair.status()["warnings"].as_array().unwrap().is_empty());
     }
 }
 

@@ -395,7 +395,14 @@ async fn five_hundred_sequences_take_a_handful_of_statements() {
         cluster.psql("alter system set log_statement = 'all'");
         cluster.reload();
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // each session takes it in when it is asked something next after the server has passed it on
+    let reloading = Instant::now();
+    for node in [&mut publisher, &mut subscriber] {
+        while node.setting("log_statement").await.unwrap().as_deref() != Some("all") {
+            assert!(reloading.elapsed() < Duration::from_secs(60), "the statements are not logged");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
     let statements =
         || [&pair.publisher, &pair.subscriber].map(|cluster| cluster.log().matches("LOG:  statement:").count());
     let (before, began) = (statements(), Instant::now());
@@ -732,11 +739,13 @@ fn a_row_in_flight_is_no_difference() {
         for cluster in [&pair.publisher, &pair.subscriber] {
             cluster.wait_until_sql("select v <> 0 from busy where id = 1", Duration::from_secs(60));
         }
-        // what is seen of it comes at its commit, whenever this machine gets a program started
+        // what is seen of it comes at its commit, whenever this machine gets a program started; the server commits by itself,
+        // without a word from psql
         scope.spawn(|| {
             pair.subscriber.psql(
-                "begin; update late set v = 1 where id = 50; insert into late_without_key values (2); \
-                 select pg_sleep(0.7) /* in flight */; commit",
+                "do $$ begin update late set v = 1 where id = 50; insert into late_without_key values (2); \
+                     perform pg_sleep(0.7) /* in flight */; \
+                 end $$",
             );
         });
         let in_flight =
@@ -773,6 +782,9 @@ fn rows_that_replication_is_carrying_are_no_difference_and_lost_ones_are() {
             connection(&pair.publisher)
         ));
         pair.subscriber.wait_until_sql("select count(*) = 2000 from t", Duration::from_secs(60));
+        // before that its changes come through a slot of the copy's own, which nobody waits for
+        let is_followed = "select count(*) = 1 from pg_subscription_rel where srsubstate = 'r'";
+        pair.subscriber.wait_until_sql(is_followed, Duration::from_secs(60));
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 pair.publisher.psql(

@@ -642,7 +642,8 @@ fn a_backup_that_is_completed_meanwhile_is_left_alone() {
     let archive = filled(Archive::s3());
     let Archive::S3(server) = &archive else { unreachable!() };
     let slow = When::operation(Operation::DeleteObject).key("sentinel");
-    server.faults().add(slow, What::Delay(Duration::from_secs(1)));
+    // the other one is completed before they are gone, also on a busy machine
+    server.faults().add(slow, What::Delay(Duration::from_secs(5)));
     let running = spawn(&archive);
     support::postgres::wait_until("it deletes", Duration::from_secs(30), || !deletions(server).is_empty());
     archive.write(&sentinel_key(4), "{}");

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use support::postgres::PgOptions;
+use support::replica::wait_for_listener;
 use support::{Archive, Mode, Output, PgCluster, Program, Tool, dir_tree, temp_dir};
 
 /// For whatever a loaded machine may take.
@@ -115,6 +116,8 @@ fn journey(major: u32, archive: &Archive, target: &Target) {
     let mut standby = restored(archive, major, &[]);
     standby.set_standby();
     standby.configure_recovery("recovery_target_timeline = 'latest'");
+    // only the few segments that are there already come from the spool: those at the archive's end do not
+    wait_for_listener(&standby);
     standby.start();
     standby.wait_until_sql("select count(*) = 14000 from t", LIMIT);
     assert_eq!(standby.psql(ROWS), rows_so_far);

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use support::WalSite as Site;
 use support::hand_made_backup::{control_file, lzop};
 use support::s3::{Operation, What, When};
@@ -21,6 +22,9 @@ const MOMENTS: [u64; 5] = [5, 100, 300, 600, 1000];
 
 /// A segment in half a second or so.
 const SLOW: What = What::Bandwidth { bytes_per_second: 1 << 20 };
+
+/// Stops for good in the middle, so that a kill comes in time however long it takes to come.
+const STUCK: What = What::StallBody { after_bytes: 100_000, pause: Duration::from_secs(60) };
 
 impl Site {
     fn target(&self) -> PathBuf {
@@ -122,7 +126,8 @@ fn a_killed_restore_goes_on_where_it_stopped() {
     for partitions in [0, 1, 2, 4] {
         let site = Site::new();
         large_backup().put_into(&site.server, "b", "p/");
-        site.server.faults().add(When::any().key("tar_partitions"), SLOW);
+        let next = When::operation(Operation::GetObject).key("tar_partitions").skip(partitions);
+        site.server.faults().add(next, STUCK);
         let mut restore = site.spawn_restore();
         let far_enough = || site.partitions_done().is_some_and(|done| done.len() >= partitions);
         support::postgres::wait_until("it is far enough", Duration::from_secs(30), far_enough);
@@ -154,8 +159,12 @@ fn a_killed_restore_is_not_taken_up_with_another_backup_or_archive() {
     let site = Site::new();
     large_backup().put_into(&site.server, "b", "p/");
     large_backup().put_into(&site.server, "b", "q/");
-    site.server.faults().add(When::any().key("tar_partitions"), SLOW);
-    kill_after(site.spawn_restore(), Duration::from_millis(1200));
+    site.server.faults().add(When::operation(Operation::GetObject).key("tar_partitions").skip(1), STUCK);
+    let mut restore = site.spawn_restore();
+    let begun = || site.partitions_done().is_some_and(|done| !done.is_empty());
+    support::postgres::wait_until("a partition is done", Duration::from_secs(30), begun);
+    restore.kill9();
+    drop(restore);
     site.server.faults().clear();
     let target = site.target().display().to_string();
     let other = site.wal_eve().env("WALE_S3_PREFIX", "s3://b/q").run(["backup-fetch", &target, "LATEST"]);
@@ -169,10 +178,13 @@ fn of_two_restores_into_one_directory_at_once_one_refuses() {
     let site = Site::new();
     large_backup().put_into(&site.server, "b", "p/");
     site.server.faults().add(When::any().key("tar_partitions"), What::Delay(Duration::from_millis(400)));
-    let first = site.spawn_restore();
+    let mut first = site.spawn_restore();
     let begun = || site.target().join(".wal-eve-restore/journal.json").exists();
     support::postgres::wait_until("the first has begun", Duration::from_secs(20), begun);
+    // it must not end before the second has begun
+    first.signal(Signal::STOP);
     let text = site.spawn_restore().wait().assert_code(1).stderr_text();
+    first.signal(Signal::CONT);
     assert!(text.contains("another restore into") && text.contains("is running") && text.contains("HINT:  "), "{text}");
     first.wait().assert_success();
     assert_eq!(fs::read(site.target().join("global/pg_control")).unwrap(), control_file());
@@ -219,7 +231,8 @@ fn a_killed_backup_is_never_listed_and_the_next_one_restores() {
     let site = Site::new();
     let cluster = archiving_cluster(&site);
     for moment in [300, 1500, 3000] {
-        site.server.faults().add(When::any().key("basebackups_005"), SLOW);
+        // so slow that it is never complete by then
+        site.server.faults().add(When::any().key("basebackups_005"), What::Bandwidth { bytes_per_second: 200 << 10 });
         kill_after(spawn_backup(&site, &cluster), Duration::from_millis(moment));
         site.server.faults().clear();
         assert_eq!(sentinels(&site), [""; 0]);
@@ -303,7 +316,11 @@ fn a_killed_backup_of_a_stopped_cluster_is_named_by_the_next_one() {
     let data = data.display().to_string();
     let arguments = ["backup-push", "--while-offline", &data];
     site.server.faults().add(When::any(), SLOW);
-    kill_after(site.wal_eve().spawn(arguments), Duration::from_millis(1500));
+    let mut backup = site.wal_eve().spawn(arguments);
+    let begun = || !site.server.keys("b", "p/basebackups_005/").is_empty();
+    support::postgres::wait_until("something is stored", Duration::from_secs(30), begun);
+    backup.kill9();
+    drop(backup);
     site.server.faults().clear();
     assert_eq!(sentinels(&site), [""; 0]);
     // it always has the same name, and another one might be at work on it

@@ -9,7 +9,7 @@ use std::fs;
 use std::time::Duration;
 
 use support::postgres::{is_alive, wait_until};
-use support::replica::{LIMIT, Source, prefetcher, segments_in, spool, status};
+use support::replica::{LIMIT, Source, prefetcher, segments_in, spool, status, wait_for_listener};
 use support::s3::Operation;
 use support::{Mode, PgCluster, Program, Tool};
 
@@ -48,6 +48,7 @@ fn replay(major: u32) {
     let keys = source.server().keys("b", "p/wal_005/");
     source.server().clear_requests();
     let standby = source.standby();
+    wait_for_listener(&standby);
     standby.start();
     source.wait_for_rows(&standby);
     let pid = prefetcher(&source, &standby);
@@ -62,7 +63,7 @@ fn replay(major: u32) {
     assert!(gets.len() > 60 && twice.len() <= 1, "one request a segment, but {twice:?}\n{}", standby.log());
 
     standby.stop(Mode::Fast);
-    wait_until("the prefetcher has ended", Duration::from_secs(5), || !is_alive(pid));
+    wait_until("the prefetcher has ended", Duration::from_secs(20), || !is_alive(pid));
     assert_eq!(segments_in(&spool(&standby)), Vec::<String>::new());
 }
 
@@ -104,7 +105,7 @@ fn the_first_segments_wait_when_a_restored_server_starts() {
         "backup-fetch looked at its first page, the prefetcher fetched it"
     );
     standby.stop(Mode::Immediate);
-    wait_until("the prefetcher has ended", Duration::from_secs(5), || !is_alive(pid));
+    wait_until("the prefetcher has ended", Duration::from_secs(20), || !is_alive(pid));
 }
 
 #[test]
@@ -123,6 +124,7 @@ fn segments_of_64_mib_are_replayed_from_the_spool() {
         source.write(1);
     }
     let standby = source.standby();
+    wait_for_listener(&standby);
     standby.start();
     source.wait_for_rows(&standby);
     wait_for_hits(&source, &standby, 3);

@@ -29,7 +29,7 @@ use tempfile::TempDir;
 const SEGMENTS: &str = "wal_005/0000000100000000";
 
 /// How long a prefetcher may take to end after its server. More than a moment, since the machine may be busy.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 fn millis(number: u64) -> Duration {
     Duration::from_millis(number)
@@ -236,7 +236,8 @@ fn a_prefetcher_killed_again_and_again_is_replaced_each_time() {
         wait_for_prefetcher(&standby, killed.last().copied());
         to_come.release_all();
         site.wait_for_rows(&standby);
-        assert_eq!(prefetchers(&spool(&standby)).len(), 1);
+        // one that was started as well waits some seconds for the lock before it gives way
+        wait_until("one prefetcher is left", LIMIT, || prefetchers(&spool(&standby)).len() == 1);
     }
 }
 
@@ -248,10 +249,13 @@ fn what_a_killed_prefetcher_left_is_not_trusted() {
     standby.start();
     let spool = spool(&standby);
     let pid = wait_for_prefetcher(&standby, None);
-    standby.wait_until("segments wait in the spool", LIMIT, || segments_in(&spool).len() >= 3);
-    // a stopped one does not clean up when its server ends
+    let whole = || segments_in(&spool).iter().filter(|name| name.len() == 24).count();
+    standby.wait_until("segments wait in the spool", LIMIT, || whole() >= 4);
+    // a stopped one does not clean up when its server ends; replay goes on taking segments from it, so that the server is
+    // told to end at once, as an immediate stop would
     let stopped = Stopped::new(pid);
-    standby.stop(Mode::Immediate);
+    kill_process(standby.pid().unwrap(), Signal::QUIT).unwrap();
+    standby.wait_until("the server has ended", LIMIT, || !standby.is_running());
     kill_process(pid, Signal::KILL).unwrap();
     drop(stopped);
     wait_for_its_end(pid);
@@ -296,21 +300,20 @@ fn what_a_killed_prefetcher_left_is_not_trusted() {
 #[test]
 fn a_prefetcher_that_hangs_does_not_hold_replay_up_for_long() {
     let site = Site::new(15);
-    let all = site.segments();
     site.slow_down(millis(100));
+    let to_come = site.withhold_from(20);
     let standby = site.standby("-p 4");
     standby.start();
     let pid = wait_for_prefetcher(&standby, None);
     wait_for_segments(&standby, 8);
-    let stopped = Stopped::new(pid);
-    let at = restored_segments(&standby);
-    assert!(at + 10 < all.len(), "{at} of {} segments were there already", all.len());
     let begun = Instant::now();
+    let stopped = Stopped::new(pid);
+    to_come.release_all();
     site.wait_for_rows(&standby);
     let took = begun.elapsed();
     assert!(standby.log().contains("the prefetcher does not answer"), "{}", standby.log());
     assert!(took > Duration::from_secs(8), "nobody waited for the hanging prefetcher: {took:?}");
-    assert!(took < Duration::from_secs(40), "every segment waited for the hanging prefetcher: {took:?}");
+    assert!(took < Duration::from_secs(80), "every segment waited for the hanging prefetcher: {took:?}");
     // it finds that it was given up, and leaves the spool to the one that works there
     let other = prefetchers(&spool(&standby)).into_iter().find(|other| *other != pid).unwrap();
     drop(stopped);
@@ -373,16 +376,17 @@ fn of_two_prefetchers_one_works_and_the_other_ends_with_status_0() {
 fn two_standbys_share_a_place_on_another_filesystem() {
     let site = Site::new(15);
     site.slow_down(millis(50));
+    let to_come = site.withhold_from(9);
     let place = tempfile::Builder::new().prefix("we-").tempdir_in("/dev/shm").unwrap();
     let command = format!("env WALE_PREFETCH_DIR={} {}", place.path().display(), site.command("-p 4"));
     let standbys = [(); 2].map(|()| site.standby_by(&command));
     assert_ne!(fs::metadata(place.path()).unwrap().dev(), fs::metadata(standbys[0].data_dir()).unwrap().dev());
     standbys.iter().for_each(PgCluster::start_without_waiting);
-    standbys.iter().for_each(|standby| wait_for_segments(standby, 20));
+    standbys.iter().for_each(|standby| wait_for_segments(standby, 5));
     let spools: Vec<PathBuf> = fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(spools.len(), 2, "{spools:?}");
-    let pids: Vec<Pid> = spools.iter().flat_map(|spool| prefetchers(spool)).collect();
-    assert_eq!(pids.len(), 2);
+    let pids: Vec<Pid> = spools.iter().map(|spool| wait_for_prefetcher_in(spool, &standbys[0], None)).collect();
+    to_come.release_all();
     for standby in &standbys {
         site.wait_for_rows(standby);
         assert!(!spool(standby).exists());
@@ -411,14 +415,16 @@ fn a_store_in_trouble_only_takes_longer() {
         faults.add(gets().skip(25).times(6), What::CutBody { after_bytes: 5000 }),
         faults.add(When::operation(Operation::GetObject).key(&damaged).once(), What::FlipByte { at: 9000 }),
     ];
+    // longer than the prefetcher keeps its callers waiting; it begins by count, while there is more to fetch in any case
+    let outage = faults.add(gets().skip(31), What::internal_error());
     let standby = site.standby("-p 6");
     standby.start();
     let pid = wait_for_prefetcher(&standby, None);
-    wait_for_segments(&standby, 12);
-    // longer than the prefetcher keeps its callers waiting
-    let outage = faults.add(When::any(), What::internal_error());
-    standby
-        .wait_until("the outage is in the log", LIMIT, || standby.log().contains("fetching without the prefetcher: "));
+    standby.wait_until("the outage is in the log", LIMIT, || {
+        let log = standby.log();
+        let mut told = log.lines().filter(|line| line.contains("fetching without the prefetcher: "));
+        faults.hits(outage) > 2 && told.any(|line| line.contains("InternalError"))
+    });
     sleep(Duration::from_secs(1));
     faults.remove(outage);
     let hits = site.status(&standby)["hits"].as_u64().unwrap();
@@ -460,7 +466,9 @@ fn a_damaged_segment_is_named_and_replay_goes_on_once_it_is_mended() {
     standby.wait_until("it is named", LIMIT, || {
         standby.log().lines().any(|line| line.contains("ERROR:  ") && line.contains(&key))
     });
-    assert!(standby.log().contains("fetching without the prefetcher: "), "{}", standby.log());
+    // a prefetcher that began late hears of the segment at the next try only
+    standby
+        .wait_until("the prefetcher told of it", LIMIT, || standby.log().contains("fetching without the prefetcher: "));
     let stopped_at = restored_segments(&standby);
     assert!(stopped_at < 20, "{stopped_at} segments");
     site.server().put_object("b", &key, good);
@@ -485,6 +493,7 @@ fn credentials_expire(envdir: Envdir) {
     let site = Site::new(15);
     let server = site.server();
     site.slow_down(millis(200));
+    let to_come = site.withhold_from(25);
     let directory = temp_dir();
     let mut environment = site.archive.environment();
     let old_key = environment.iter().find(|(name, _)| name == "AWS_ACCESS_KEY_ID").unwrap().1.clone();
@@ -506,7 +515,6 @@ fn credentials_expire(envdir: Envdir) {
     server.expire(&old_key);
     let refused = || server.requests().iter().filter(|request| request.status == Some(400)).count();
     standby.wait_until("requests are refused", LIMIT, || refused() > 1);
-    let refused_at = restored_segments(&standby);
     server.accept(Credentials::new(NEW_KEY, "another/secret"));
     for (name, value) in &mut environment {
         match name.as_str() {
@@ -516,9 +524,9 @@ fn credentials_expire(envdir: Envdir) {
         }
     }
     write_envdir(directory.path(), &environment);
+    to_come.release_all();
     let other = wait_for_prefetcher(&standby, Some(pid));
     site.wait_for_rows(&standby);
-    assert!(refused_at + 10 < site.segments().len(), "it was over before: {refused_at} segments");
     assert!(!is_alive(pid));
     let variables = fs::read(format!("/proc/{}/environ", other.as_raw_nonzero())).unwrap();
     assert!(String::from_utf8_lossy(&variables).contains(NEW_KEY));
@@ -632,10 +640,11 @@ fn stopped_while_fetching(major: u32, stop: impl FnOnce(&PgCluster), pause: Dura
     standby.start();
     let spool = spool(&standby);
     let pid = wait_for_prefetcher(&standby, None);
+    // what is shown is a second old: by now replay may be between two segments
     standby.wait_until("replay waits for a segment", LIMIT, || {
         site.status(&standby)["state"] == "fetching a segment that replay waits for"
+            && !restore_commands(&standby).is_empty()
     });
-    assert!(!restore_commands(&standby).is_empty());
     stop(&standby);
     wait_for_its_end(pid);
     wait_until("no process is left", SOON, || restore_commands(&standby).is_empty() && prefetchers(&spool).is_empty());
@@ -674,11 +683,14 @@ fn promotion_ends_prefetching() {
     for major in [11, 15] {
         let site = Site::new(major);
         site.slow_down(millis(100));
+        let to_come = site.withhold_from(20);
         let standby = site.standby("-p 4");
         standby.start();
         let pid = wait_for_prefetcher(&standby, None);
         wait_for_segments(&standby, 10);
-        assert!(restored_segments(&standby) < site.segments().len(), "all was replayed already");
+        to_come.release_all();
+        // one that has just been told of the archive's end would not look again
+        wait_for_segments(&standby, 25);
         // PostgreSQL replays all that the archive has first
         standby.promote();
         wait_for_its_end(pid);
@@ -784,6 +796,8 @@ fn recovery_outside_standby_mode_stops_at_a_missing_segment_unless_told_otherwis
 fn an_outage_is_75_in_standby_mode_and_250_outside_also_when_a_prefetcher_told_of_it() {
     for (is_standby, expected) in [(true, "75"), (false, "250")] {
         let site = Site::new(15);
+        // the prefetcher, which the first segment starts, has to be there before the outage
+        site.slow_down(millis(200));
         let outage = site
             .server()
             .faults()
@@ -861,7 +875,8 @@ fn a_server_that_is_process_1_survives_its_prefetcher() {
     let _server = start_inside(&standby, &["unshare", "-Ucpf", "--mount-proc", "--kill-child"], "");
     let told = wait_for_prefetcher(&standby, None);
     wait_for_segments(&standby, 3);
-    assert!(standby.log().contains("docker run --init"), "{}", standby.log());
+    // the prefetcher leaves it to the next call to say so
+    standby.wait_until("the hint is in the log", LIMIT, || standby.log().contains("docker run --init"));
     kill_process(told, Signal::TERM).unwrap();
     wait_for_its_end(told);
     to_come.release(10);

@@ -294,7 +294,8 @@ async fn faults_of_the_body_strike_at_their_offset() {
         assert_eq!(wrong, [700_000]);
     }
 
-    let pause = Duration::from_secs(2);
+    // long enough for the bytes before it to arrive on a busy machine
+    let pause = Duration::from_secs(3);
     server.faults().add(When::any().once(), What::StallBody { after_bytes: 1000, pause });
     let started = Instant::now();
     let mut stalled = client.get_object().bucket("b").key("k").send().await.unwrap();
@@ -366,7 +367,8 @@ async fn credentials_are_checked_rotated_and_expire() {
 async fn requests_in_flight_are_counted() {
     let server = server();
     let client = client(&server);
-    server.faults().add(When::any(), What::Delay(Duration::from_millis(200)));
+    // long enough for all of them to arrive on a busy machine
+    server.faults().add(When::any(), What::Delay(Duration::from_secs(2)));
     let lists = (0..5).map(|_| client.list_objects_v2().bucket("b").send());
     futures::future::join_all(lists).await;
     assert_eq!(server.peak_in_flight(), 5);
@@ -426,14 +428,15 @@ fn a_standby_follows_a_restore_command_and_is_promoted() {
 
 #[test]
 fn a_run_that_hangs_or_leaves_its_output_open_fails() {
-    let shell = support::Tool::new("/bin/sh", [("A", "b")]).timeout(Duration::from_millis(500));
-    assert_eq!(shell.run(["-c", "echo $A; exit 7"]).assert_code(7).stdout_text(), "b\n");
+    let patient = support::Tool::new("/bin/sh", [("A", "b")]);
+    let shell = patient.clone().timeout(Duration::from_millis(500));
+    assert_eq!(patient.run(["-c", "echo $A; exit 7"]).assert_code(7).stdout_text(), "b\n");
     for script in ["sleep 5", "sleep 5 & exit 0"] {
         let started = Instant::now();
         let run = std::panic::catch_unwind(|| shell.run(["-c", script]));
         assert!(run.is_err() && started.elapsed() < Duration::from_secs(4), "{script}");
     }
-    let mut running = shell.spawn(["-c", "exec sleep 5"]);
+    let mut running = patient.spawn(["-c", "exec sleep 5"]);
     assert!(running.is_running());
     running.terminate();
     assert_eq!(running.wait().signal(), Some(15));

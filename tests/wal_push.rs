@@ -276,7 +276,8 @@ fn two_pushes_of_one_file_at_once_both_succeed_and_one_of_two_files_wins() {
 fn a_backlog_drains_in_parallel_and_the_next_calls_ask_nothing() {
     let site = Site::new();
     (1..=40).for_each(|number| drop(site.wal.add_ready(number)));
-    site.server.faults().add(When::any(), What::Delay(Duration::from_millis(100)));
+    // long enough for several to be under way at once on a busy machine
+    site.server.faults().add(When::any(), What::Delay(Duration::from_millis(500)));
     let status = site.archive_status();
     site.trusting().run(["wal-push", "-p", "8", &format!("pg_wal/{}", segment_name(1))]).assert_success();
     assert_eq!(site.server.keys("b", "p/"), keys_of(1..=8), "as many as -p says, in order");

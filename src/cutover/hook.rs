@@ -149,7 +149,8 @@ mod tests {
         assert!(failed.to_string().contains("exit status: 3"), "{failed}");
         let detail = failed.detail().unwrap();
         assert!(detail.contains("on stdout") && detail.contains("on stderr"), "{detail}");
-        let failed = run("a", "echo begun; sleep 60", SOON, &[]).await.unwrap_err();
+        // time enough for the shell to begin
+        let failed = run("a", "echo begun; sleep 60", Duration::from_secs(3), &[]).await.unwrap_err();
         assert!(failed.to_string().contains("did not end"), "{failed}");
         assert!(failed.detail().unwrap().contains("begun"));
     }
@@ -165,9 +166,10 @@ mod tests {
     async fn all_it_started_ends_with_it() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("late");
-        let command = format!("(sleep 1; touch {}) & wait", file.display());
+        // late enough that what ends it comes before, also on a busy machine
+        let command = format!("(sleep 5; touch {}) & wait", file.display());
         run("a", &command, SOON, &[]).await.unwrap_err();
-        tokio::time::sleep(Duration::from_millis(1200)).await;
+        tokio::time::sleep(Duration::from_millis(5200)).await;
         assert!(!file.exists());
     }
 

@@ -192,6 +192,12 @@ fn wal_sizes(segment_mebibytes: u32) -> String {
     format!("min_wal_size = {min}MB\nmax_wal_size = {}MB", min.max(1024))
 }
 
+/// Waits until the prefetcher that `backup-fetch` has started for `cluster` can be asked: a server that is started before may
+/// have fetched its segments itself by then.
+pub fn wait_for_listener(cluster: &PgCluster) {
+    cluster.wait_until("the restore's prefetcher listens", LIMIT, || spool(cluster).join("socket").exists());
+}
+
 /// Where segments wait for `cluster`.
 pub fn spool(cluster: &PgCluster) -> PathBuf {
     let wal = if cluster.major() < 10 { "pg_xlog" } else { "pg_wal" };
