@@ -16,8 +16,8 @@ thread_local! {
 
 /// Turns `plain`, chunks but for the last, into the pieces of one lzop stream.
 ///
-/// At most twice as many pieces as there are cores are in memory beside the one that the caller holds: while it is busy with
-/// that one, every core has another to go on with.
+/// At most two more pieces than there are cores are in memory beside the one that the caller holds: while it is busy with that
+/// one, every core has another to go on with.
 pub fn lzop_stream(
     level: Level,
     mode: u32,
@@ -27,7 +27,7 @@ pub fn lzop_stream(
     let header = Bytes::copy_from_slice(&encode_header(mode, mtime));
     let blocks = plain
         .map_ok(move |chunk| async move { Ok(off_async(move || encode(level, &chunk)).await) })
-        .try_buffered(2 * cores());
+        .try_buffered(cores() + 2);
     let once = |piece| stream::once(future::ready(Ok(piece)));
     once(header).chain(blocks).chain(once(Bytes::from_static(&TERMINATOR)))
 }
