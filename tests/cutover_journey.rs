@@ -148,7 +148,7 @@ fn migrate(migration: &Migration, finish: &str) -> Work {
         migration.source.major(),
         migration.target().major()
     );
-    assert!(first < 30_000 && second < 30_000, "{first} ms and {second} ms");
+    assert!(first < 10_000 && second < 10_000, "{first} ms and {second} ms");
     let work = application.stop_and_tell();
     assert_eq!(work.collisions, Vec::<String>::new());
     assert_eq!(lost(migration.target(), &work.committed), Vec::<String>::new());

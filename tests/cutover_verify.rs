@@ -646,8 +646,7 @@ fn one_table_cannot_eat_the_budget() {
         runtime.block_on(async {
             let began = Instant::now();
             let report = pair.compare(Some(Duration::from_secs(5)), &["public.last", "public.a_locked"]).await;
-            // far less than the lock lasts
-            assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
             let order: Vec<_> = report.tables.iter().map(|table| table.table.as_str()).collect();
             assert_eq!(order, ["public.last", "public.a_locked", "public.b", "public.large"]);
             assert!(
@@ -666,7 +665,7 @@ fn one_table_cannot_eat_the_budget() {
             let budget = Some(Duration::from_millis(60));
             let report =
                 compare_tables(&pair.cutover(), &mut publisher, &mut subscriber, &found, budget, &[]).await.unwrap();
-            assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
             assert_ne!(report.tables[0].sample, Some(Sample::All), "{report:?}");
             // the sessions have their usual time again
             assert_eq!(publisher.setting("statement_timeout").await.unwrap().as_deref(), Some("1min"));
@@ -704,7 +703,7 @@ fn an_interruption_cancels_what_runs_on_the_servers() {
             let began = Instant::now();
             let (answer, ()) = tokio::join!(comparing, interrupting);
             assert_eq!(answer.unwrap_err().kind(), Kind::Interrupted);
-            assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
             // both sessions can be used at once
             let busy = "select count(*) from pg_stat_activity where query like '%hashtext%' and state = 'active' and pid <> pg_backend_pid()";
             for node in [&mut publisher, &mut subscriber] {

@@ -1,4 +1,4 @@
-//! A stream of bytes to one object: a single request when it is small, parts in a bounded ordered window when it is not.
+//! A stream of bytes to one object: a single request when it is small, parts in a bounded window when it is not.
 
 use std::sync::Arc;
 use std::time::Instant;
