@@ -1,7 +1,6 @@
 //! `wal-push`: the file that PostgreSQL hands over, and, while its backlog lasts, the segments that it will hand over next.
 
 use std::fs::File;
-use std::io::Read as _;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,13 +9,12 @@ use futures::StreamExt as _;
 use futures::stream;
 
 use super::archive::Archive;
-use super::push_marker::{PushMarker, PushMarkers};
+use super::push_marker::{self, PushMarker, PushMarkers};
 use super::{CommandError, Result};
 use crate::formats::lzo1x::Level;
 use crate::formats::wal_name::{SegmentName, WalName};
-use crate::formats::wal_page::{LONG_HEADER_LEN, LongPageHeader};
 use crate::pg::archive_status;
-use crate::transfer::fingerprint::{self, FileState};
+use crate::transfer::fingerprint::FileState;
 use crate::transfer::off_async;
 use crate::transfer::wal_upload::{Outcome, upload_wal};
 
@@ -72,14 +70,9 @@ pub struct WalPushReport {
 pub fn already_pushed(url_of: impl Fn(&str) -> String, options: &WalPushOptions) -> Option<WalPushReport> {
     let name = segment_name(&options.file)?;
     let markers = PushMarkers::of(directory_of(&options.file));
-    let marker = markers.read(name)?;
     let url = options.marked_url(&url_of(&name.to_string()));
-    if !marker.may_match(&url, &FileState::of(&File::open(&options.file).ok()?).ok()?) {
-        return None;
-    }
-    let now = fingerprint::of_file(&options.file).ok()?;
-    let identifier = system_identifier(&options.file)?;
-    if marker != PushMarker::new(url, identifier, name, now) {
+    let file = File::open(&options.file).ok()?;
+    if !markers.read(name)?.answers_for(&url, name, &file).unwrap_or(false) {
         return None;
     }
     // a crash before PostgreSQL's own note is durable asks again, and the archive then answers
@@ -178,24 +171,18 @@ async fn push_ahead(
     let path = directory.join(name.to_string());
     let key = archive.layout.wal(&name.to_string());
     let url = options.marked_url(&archive.store.url(&key));
-    let Ok(state) = File::open(&path).and_then(|file| FileState::of(&file)) else {
+    let opened = File::open(&path).and_then(|file| Ok((FileState::of(&file)?, file)));
+    let Ok((state, file)) = opened else {
         // PostgreSQL says it is ready but it is gone; without a claim of ours the server itself reports it
         return Ok(None);
     };
     if markers.read(name).is_some_and(|marker| marker.may_match(&url, &state)) {
         return Ok(None);
     }
-    let Some(identifier) = system_identifier(&path) else { return Ok(None) };
+    let Some(identifier) = push_marker::system_identifier(&file) else { return Ok(None) };
     let (fingerprint, _) = upload_wal(&*archive.store, &key, &path, options.level).await?;
     markers.write(name, &PushMarker::new(url, identifier, name, fingerprint))?;
     Ok(Some(name))
-}
-
-/// The identity of the cluster that wrote the segment at `path`.
-fn system_identifier(path: &Path) -> Option<u64> {
-    let mut start = [0; LONG_HEADER_LEN];
-    File::open(path).ok()?.read_exact(&mut start).ok()?;
-    LongPageHeader::parse(&start).ok().map(|page| page.system_identifier)
 }
 
 fn directory_of(file: &Path) -> &Path {

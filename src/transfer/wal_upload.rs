@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use crc32c::crc32c_append;
@@ -41,12 +42,12 @@ pub enum Outcome {
 /// object that was there already is never replaced.
 pub async fn upload_wal(store: &dyn Store, key: &str, path: &Path, level: Level) -> Result<(Fingerprint, Outcome)> {
     let opened = path.to_owned();
-    let (file, state, mode) = off_async(move || {
+    let (file, state, settled, mode) = off_async(move || {
         let failed = TransferError::file("open", &opened);
         let open = || {
-            let file = File::open(&opened)?;
+            let (now, file) = (SystemTime::now(), File::open(&opened)?);
             let (state, mode) = (FileState::of(&file)?, file.metadata()?.mode());
-            Ok((file, state, mode))
+            Ok((file, state, state.is_settled_at(now), mode))
         };
         open().map_err(failed)
     })
@@ -69,7 +70,7 @@ pub async fn upload_wal(store: &dyn Store, key: &str, path: &Path, level: Level)
             Outcome::AlreadyIdentical
         }
     };
-    Ok((Fingerprint { state, crc32c: digest.crc32c }, outcome))
+    Ok((Fingerprint { state, settled, crc32c: digest.crc32c }, outcome))
 }
 
 /// The digest of the file at `path`, read now.
