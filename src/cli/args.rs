@@ -131,7 +131,7 @@ pub(super) struct BackupPushArgs {
     /// Archive postgresql.conf, pg_hba.conf and pg_ident.conf as well
     #[arg(long)]
     pub(super) include_config: bool,
-    /// How long to wait, once the files are archived, for the WAL that the backup needs
+    /// How long to wait, once the files are archived, until the archive holds the WAL that the backup needs; 0 looks once
     #[arg(long, value_name = "SECONDS", default_value = "3600")]
     pub(super) wal_timeout: u64,
     #[command(flatten)]

@@ -16,6 +16,7 @@ use crate::pg::data_directory::DataDirectory;
 use crate::pg::finding::{Finding, Severity};
 use crate::pg::server::Server;
 use crate::pg::tablespace::Tablespace;
+use crate::pg::version::Major;
 use crate::pg::walk::{Walk, WalkOptions};
 use crate::transfer::off_async;
 use crate::transfer::progress::Progress;
@@ -23,6 +24,10 @@ use crate::transfer::progress::Progress;
 /// How soon to ask whether the WAL has arrived, the first time and, after doubling, at most: an archiver that keeps up needs
 /// a fraction of a second, but S3 bills requests.
 const WAL_POLL: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
+
+/// The least that the server is given to stop the backup. It has nothing to wait for then but its own disk, and giving up
+/// would throw a whole copy away.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often to say what is waited for.
 const WAL_REPORT: Duration = Duration::from_secs(60);
@@ -114,7 +119,7 @@ async fn copy(
         off_async(move || directory.copy_control_file()).await?
     };
     tracing::info!("every file is archived: stopping the backup");
-    let stop = session.stop(false, options.wal_timeout).await?;
+    let stop = session.stop(false, stop_limit(directory.major(), options.wal_timeout)).await?;
 
     let mut last = vec![("backup_label".to_owned(), Bytes::from(stop.backup_label.clone()))];
     if !stop.tablespace_map.is_empty() {
@@ -124,6 +129,11 @@ async fn copy(
     let wal = WalRange { timeline: start.timeline, start: start.lsn, end: stop.lsn };
     let archived = partitions.store_last(archived, directory, last, wal).await?;
     Ok((stop, archived, tablespaces))
+}
+
+/// How long the server may take to stop the backup. 9.6 itself waits there until the WAL is archived.
+fn stop_limit(major: Major, wal_timeout: Duration) -> Duration {
+    if major.can_stop_without_waiting() { wal_timeout.max(STOP_TIMEOUT) } else { wal_timeout }
 }
 
 /// How large the databases are by now; without an answer, no smaller than before.
@@ -181,5 +191,17 @@ async fn wait_for_wal(archive: &Archive, range: SegmentRange, limit: Duration) -
         }
         tokio::time::sleep(pause).await;
         pause = longest_pause.min(pause * 2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_need_not_wait_for_wal_has_time_to_stop_whatever_the_limit() {
+        let limit = |major: &str, seconds| stop_limit(major.parse().unwrap(), Duration::from_secs(seconds)).as_secs();
+        assert_eq!((limit("10", 0), limit("18", 1), limit("18", 3600)), (60, 60, 3600));
+        assert_eq!((limit("9.6", 0), limit("9.6", 3600)), (0, 3600));
     }
 }
