@@ -437,6 +437,47 @@ fn a_backup_whose_connection_is_lost_fails_at_once_and_leaves_nothing() {
 }
 
 #[test]
+fn a_backup_whose_wal_does_not_arrive_ends_at_the_limit_and_leaves_nothing() {
+    let archive = Archive::file();
+    // nothing is archived before the backup starts, so that the failure is not known then
+    let options = PgCluster::options().configure("archive_mode = on").configure("archive_command = 'false'");
+    for (major, limit) in [(10, "0"), (18, "1")] {
+        let source = options.clone().init(major);
+        source.start();
+        let push = ["backup-push", source.data_dir().to_str().unwrap(), "--fast", "--wal-timeout", limit];
+        let refused = archive.wal_eve_with(&source).timeout(LIMIT).run(push).assert_code(1).stderr_text();
+        for words in ["the archive still lacks", &format!("It was waited for {limit} s."), "--wal-timeout waits longer"]
+        {
+            assert!(refused.contains(words), "PostgreSQL {major}: {refused}");
+        }
+        assert_eq!(archive.keys(), [""; 0], "PostgreSQL {major}");
+    }
+}
+
+#[test]
+fn a_role_that_has_only_the_backup_functions_can_back_up() {
+    let archive = Archive::file();
+    let source = archiving(&archive).init(15);
+    source.start();
+    source.psql(
+        "create role archivist login;
+         grant execute on function pg_backup_start, pg_backup_stop to archivist;
+         create database closed;
+         revoke connect on database closed from public;",
+    );
+    let push = ["backup-push", source.data_dir().to_str().unwrap(), "--fast"];
+    let wal_eve = archive.wal_eve_with(&source).env("PGUSER", "archivist").timeout(LIMIT);
+    let warnings = || {
+        let told = wal_eve.run(push).assert_success().stderr_text();
+        told.matches("GRANT pg_read_all_stats TO \"archivist\"").count()
+    };
+    assert_eq!(warnings(), 1);
+    source.psql("grant pg_read_all_stats to archivist");
+    assert_eq!(warnings(), 0);
+    assert_eq!(archive.backups().len(), 2);
+}
+
+#[test]
 fn a_backup_under_heavy_writes_is_consistent() {
     let archive = Archive::s3();
     let options = archiving(&archive).initdb("--data-checksums").configure("autovacuum_naptime = 1s");

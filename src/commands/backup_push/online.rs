@@ -14,6 +14,7 @@ use crate::pg::backup_session::{BackupSession, BackupStop};
 use crate::pg::connection_settings::ConnectionSettings;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::finding::{Finding, Severity};
+use crate::pg::quote::identifier;
 use crate::pg::server::Server;
 use crate::pg::tablespace::Tablespace;
 use crate::pg::version::Major;
@@ -43,7 +44,7 @@ pub(super) async fn backup_push(
     let mut findings = server.archiving().await?.findings();
     findings.extend(server.check_directory(&directory)?);
     heed(findings)?;
-    let size_before = server.databases_size().await?;
+    let size_before = size_before(&mut server, settings.user()).await?;
     let segment_size = server.wal_segment_size();
     let version_text = server.version_text().to_owned();
 
@@ -58,7 +59,9 @@ pub(super) async fn backup_push(
     let taken = {
         let taken = async {
             let (stop, archived, tablespaces) = copy(&backup, session, &directory, options, progress).await?;
-            files::check_size(archived.bytes, size_before.min(size_now(settings).await), &tablespaces)?;
+            if let Some(before) = size_before {
+                files::check_size(archived.bytes, before.min(size_now(settings).await), &tablespaces)?;
+            }
             let needed = SegmentRange { first: start.segment, last: stop.segment, size: segment_size };
             wait_for_wal(archive, needed, options.wal_timeout).await?;
             Ok((sentinel((stop.segment, stop.offset), archived.bytes, &directory, &tablespaces), archived))
@@ -134,6 +137,22 @@ async fn copy(
 /// How long the server may take to stop the backup. 9.6 itself waits there until the WAL is archived.
 fn stop_limit(major: Major, wal_timeout: Duration) -> Duration {
     if major.can_stop_without_waiting() { wal_timeout.max(STOP_TIMEOUT) } else { wal_timeout }
+}
+
+/// How large the databases are; none for a user who may not know, since the size is only a check.
+async fn size_before(server: &mut Server, user: &str) -> Result<Option<u64>> {
+    match server.databases_size().await {
+        Ok(size) => Ok(Some(size)),
+        Err(failed) if failed.is_denied() => {
+            tracing::warn!(
+                "the backup is not checked against the size of the databases, which this user may not see. To let it: \
+                 GRANT pg_read_all_stats TO {}",
+                identifier(user)
+            );
+            Ok(None)
+        }
+        Err(failed) => Err(failed.into()),
+    }
 }
 
 /// How large the databases are by now; without an answer, no smaller than before.
