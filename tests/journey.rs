@@ -12,6 +12,9 @@ use std::time::Duration;
 use support::postgres::PgOptions;
 use support::replica::wait_for_listener;
 use support::{Archive, Mode, Output, PgCluster, Program, Tool, dir_tree, temp_dir};
+use wal_eve::formats::wal_name::SegmentName;
+use wal_eve::pg::control_file::ClusterState;
+use wal_eve::pg::data_directory::DataDirectory;
 
 /// For whatever a loaded machine may take.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -323,6 +326,42 @@ fn a_stopped_cluster_is_backed_up_by_its_right_name_and_starts_without_the_archi
     source.start();
     let refused = archive.wal_eve().run(arguments).assert_code(1);
     assert!(refused.stderr_text().contains("postmaster.pid"), "{}", refused.stderr_text());
+}
+
+#[test]
+fn a_stopped_standby_is_backed_up_with_the_segments_to_where_it_is_consistent() {
+    let archive = Archive::file();
+    let source = primary(archiving(&archive), 15);
+    push_backup(&archive, &source, &[]);
+    insert(&source, 10_001, 11_000);
+    let rows = source.psql(ROWS);
+    archive.wait_for_wal(&source, &source.switch_wal());
+    let standby = standby_of(&archive);
+    // it has replayed the switch, so what it needs ends where no segment follows
+    let at_boundary = "pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0') % (16 * 1024 * 1024) = 0";
+    standby.wait_until_sql(&format!("select {at_boundary} and count(*) = 11000 from t"), LIMIT);
+    standby.stop(Mode::Fast);
+    let control = DataDirectory::open(standby.data_dir()).unwrap().control_file().unwrap();
+    assert_eq!((control.state, control.min_recovery_point.0 % (16 << 20)), (ClusterState::ShutDownInRecovery, 0));
+
+    // an archive without any WAL: the copy has all that it needs
+    let other = Archive::file();
+    let push = ["backup-push", "--while-offline", standby.data_dir().to_str().unwrap()];
+    other.wal_eve().timeout(LIMIT).run(push).assert_success();
+    let mut copy = restored(&other, 15, &[]);
+    copy.set_standby();
+    copy.start();
+    assert_eq!(copy.psql(ROWS), rows);
+    copy.promote();
+    assert_eq!(copy.psql(ROWS), rows);
+
+    // a segment that is needed is missed before anything is copied
+    let needed = SegmentName::ending_at(1, control.min_recovery_point, control.wal_segment_size);
+    fs::remove_file(standby.data_dir().join(format!("pg_wal/{needed}"))).unwrap();
+    let empty = Archive::file();
+    let refused = empty.wal_eve().timeout(LIMIT).run(push).assert_code(1).stderr_text();
+    assert!(refused.contains(&format!("segment {needed}, which the server needs to start")), "{refused}");
+    assert_eq!(empty.keys(), [""; 0]);
 }
 
 /// `pg_verifybackup -n`: every file is as the manifest says, WAL aside.

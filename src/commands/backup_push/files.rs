@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 
 use super::{CommandError, Result, Unfinished};
 use crate::formats::tar_partition::{Placement, Planner};
+use crate::pg;
 use crate::pg::tablespace::Tablespace;
-use crate::pg::walk::{Entry, EntryKind, Found, Walk};
+use crate::pg::walk::{Entry, EntryKind, Found};
 use crate::transfer::partition_upload::{Member, PartitionContext, Source, upload_partition};
 use crate::transfer::progress::Progress;
 use crate::transfer::{TransferError, off_async};
@@ -25,16 +26,16 @@ pub(super) struct ArchivedFiles {
     pub(super) bytes: u64,
 }
 
-/// Archives everything that `walk` finds, `pool_size` partitions at a time. In memory are the members of those partitions
+/// Archives everything that `found` tells of, `pool_size` partitions at a time. In memory are the members of those partitions
 /// and of one more, at most 6144 each.
 pub(super) async fn archive(
     backup: &Unfinished<'_>,
-    walk: Walk,
+    found: impl Iterator<Item = pg::Result<Found>> + Send + 'static,
     context: &PartitionContext,
     pool_size: NonZeroUsize,
 ) -> Result<ArchivedFiles> {
     let (sender, receiver) = mpsc::channel(1);
-    let planning = off_async(move || plan(walk, &sender));
+    let planning = off_async(move || plan(found, &sender));
     let planned = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
     let storing = planned
         .zip(stream::iter(0_u32..))
@@ -70,12 +71,12 @@ pub(super) async fn store(
     Ok(bytes)
 }
 
-/// Cuts the walk into partitions. Ends quietly when nobody wants them any more.
-fn plan(walk: Walk, sender: &mpsc::Sender<Vec<Member>>) -> Result<()> {
+/// Cuts what is found into partitions. Ends quietly when nobody wants them any more.
+fn plan(found: impl Iterator<Item = pg::Result<Found>>, sender: &mpsc::Sender<Vec<Member>>) -> Result<()> {
     let mut planner = Planner::default();
     let mut members = Vec::new();
-    for found in walk {
-        let entry = match found? {
+    for one in found {
+        let entry = match one? {
             Found::Entry(entry) => entry,
             Found::Trap(trap) => {
                 tracing::warn!("{trap}");
@@ -97,7 +98,7 @@ fn plan(walk: Walk, sender: &mpsc::Sender<Vec<Member>>) -> Result<()> {
     Ok(())
 }
 
-fn member(entry: Entry) -> Member {
+pub(super) fn member(entry: Entry) -> Member {
     let source = match entry.kind {
         EntryKind::File { size } => Source::Path { path: entry.path, size },
         EntryKind::Directory => Source::Directory,
@@ -123,10 +124,10 @@ pub(super) fn check_size(archived: u64, cluster: u64, tablespaces: &[Tablespace]
 /// Tells the progress how much there will be; failing to count is no reason to fail.
 pub(super) async fn expect(
     progress: Arc<Progress>,
-    directory: crate::pg::data_directory::DataDirectory,
-    options: crate::pg::walk::WalkOptions,
+    directory: pg::data_directory::DataDirectory,
+    options: pg::walk::WalkOptions,
 ) {
-    let counted = off_async(move || crate::pg::walk::Extent::of(&directory, options)).await;
+    let counted = off_async(move || pg::walk::Extent::of(&directory, options)).await;
     if let Ok(extent) = counted {
         progress.set_total(extent.bytes);
     }
