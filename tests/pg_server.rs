@@ -281,6 +281,42 @@ async fn a_dropped_session_gives_the_backup_up() {
     cluster.wait_until_sql("select count(*) = 0 from pg_stat_activity where application_name = 'wal-eve'", LIMIT);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_timeouts_of_a_role_do_not_end_the_session_that_holds_a_backup() {
+    for major in [13, 18] {
+        let mut cluster = PgCluster::init(major);
+        let (archive, go) = (cluster.root().join("archive"), cluster.root().join("go"));
+        fs::create_dir(&archive).unwrap();
+        let (archive, go_path) = (archive.display(), go.display());
+        cluster.configure("archive_mode = on");
+        // the server waits for the file; and not for ever, should the test fail
+        cluster.configure(&format!(
+            "archive_command = 'while test -d {archive} && ! test -e {go_path}; do sleep 0.1; done; cp %p {archive}/%f'"
+        ));
+        cluster.start();
+        cluster.psql("create role hurried superuser login");
+        let mut timeouts = vec!["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"];
+        timeouts.extend((major >= 14).then_some("idle_session_timeout"));
+        timeouts.extend((major >= 17).then_some("transaction_timeout"));
+        for timeout in timeouts {
+            cluster.psql(&format!("alter role hurried set {timeout} = '1s'"));
+        }
+        let wait_until_for_long = |state: &str| {
+            let query = "select count(*) = 1 from pg_stat_activity where application_name = 'wal-eve'";
+            let query = format!("{query} and state = '{state}' and clock_timestamp() - state_change > '2s'");
+            cluster.wait_until_sql(&query, LIMIT);
+        };
+        let server = Server::connect(&settings(&cluster, "hurried")).await.unwrap();
+        let session = BackupSession::start(server, "of a role in a hurry", true).await.unwrap();
+        wait_until_for_long("idle");
+        session.ping().await.unwrap();
+        let stopping = tokio::spawn(session.stop(true, LIMIT));
+        wait_until_for_long("active");
+        fs::write(go, "").unwrap();
+        stopping.await.unwrap().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_stop_that_waits_for_a_dead_archive_ends_in_time() {
     let mut cluster = archiving_cluster(15);

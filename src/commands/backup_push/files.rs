@@ -132,3 +132,23 @@ pub(super) async fn expect(
         progress.set_total(extent.bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_that_lacks_more_than_a_fifth_of_the_databases_is_refused() {
+        let tablespaces = [Tablespace { oid_name: "16384".into(), location: "/srv/space".into() }];
+        for (archived, cluster) in [(0, 0), (80, 100), (800, 100), (1 << 50, 1 << 50)] {
+            check_size(archived, cluster, &tablespaces).unwrap();
+        }
+        for (archived, cluster) in [(79, 100), (0, 5), (1 << 40, 1 << 50)] {
+            let refused = check_size(archived, cluster, &tablespaces).unwrap_err();
+            let message = format!("only {archived} bytes were archived, but the server's databases have {cluster}");
+            assert_eq!(refused.to_string(), message);
+            assert_eq!(refused.detail(), Some("Tablespaces that were seen: /srv/space."));
+        }
+        assert_eq!(check_size(0, 5, &[]).unwrap_err().detail(), Some("Tablespaces that were seen: none."));
+    }
+}

@@ -112,11 +112,7 @@ async fn copy(
             futures::future::Either::Right(((), archiving)) => archiving.await?,
         }
     };
-    // a tablespace that went away meanwhile looks like files that were dropped
-    if Tablespace::list(directory.path())?.iter().filter(|now| tablespaces.contains(now)).count() < tablespaces.len() {
-        return Err(CommandError::refused("a tablespace was dropped, moved or unmounted while it was backed up")
-            .with_hint("Take the backup again."));
-    }
+    check_tablespaces(&tablespaces, &Tablespace::list(directory.path())?)?;
     let control = {
         let directory = directory.clone();
         off_async(move || directory.copy_control_file()).await?
@@ -132,6 +128,15 @@ async fn copy(
     let wal = WalRange { timeline: start.timeline, start: start.lsn, end: stop.lsn };
     let archived = partitions.store_last(archived, directory, last, wal).await?;
     Ok((stop, archived, tablespaces))
+}
+
+/// Refuses when a tablespace went away meanwhile, which looks like files that were dropped.
+fn check_tablespaces(before: &[Tablespace], now: &[Tablespace]) -> Result<()> {
+    if before.iter().all(|tablespace| now.contains(tablespace)) {
+        return Ok(());
+    }
+    Err(CommandError::refused("a tablespace was dropped, moved or unmounted while it was backed up")
+        .with_hint("Take the backup again."))
 }
 
 /// How long the server may take to stop the backup. 9.6 itself waits there until the WAL is archived.
@@ -215,7 +220,31 @@ async fn wait_for_wal(archive: &Archive, range: SegmentRange, limit: Duration) -
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
+
+    #[test]
+    fn a_tablespace_that_went_away_meanwhile_is_refused_and_a_new_one_is_not() {
+        let data = tempfile::tempdir().unwrap();
+        let links = data.path().join("pg_tblspc");
+        std::fs::create_dir(&links).unwrap();
+        let [place, elsewhere] = ["place", "elsewhere"].map(|name| data.path().join(name));
+        for place in [&place, &elsewhere] {
+            std::fs::create_dir(place).unwrap();
+        }
+        symlink(&place, links.join("16384")).unwrap();
+        let list = || Tablespace::list(data.path()).unwrap();
+        let before = list();
+        symlink(&elsewhere, links.join("16385")).unwrap();
+        check_tablespaces(&before, &list()).unwrap();
+
+        let refused = || check_tablespaces(&before, &list()).unwrap_err().to_string();
+        std::fs::remove_file(links.join("16384")).unwrap();
+        assert!(refused().contains("a tablespace was dropped"));
+        symlink(&elsewhere, links.join("16384")).unwrap();
+        assert!(refused().contains("moved"));
+    }
 
     #[test]
     fn a_server_that_need_not_wait_for_wal_has_time_to_stop_whatever_the_limit() {
