@@ -498,14 +498,17 @@ fn a_role_that_has_only_the_backup_functions_can_back_up() {
     let archive = Archive::file();
     let source = archiving(&archive).init(15);
     source.start();
+    source.psql("create role archivist login");
+    let push = ["backup-push", source.data_dir().to_str().unwrap(), "--fast"];
+    let wal_eve = archive.wal_eve_with(&source).env("PGUSER", "archivist").timeout(LIMIT);
+    let refused = wal_eve.run(push).assert_code(1).stderr_text();
+    assert!(refused.contains("grant this user the execution of the backup functions"), "{refused}");
+
     source.psql(
-        "create role archivist login;
-         grant execute on function pg_backup_start, pg_backup_stop to archivist;
+        "grant execute on function pg_backup_start, pg_backup_stop to archivist;
          create database closed;
          revoke connect on database closed from public;",
     );
-    let push = ["backup-push", source.data_dir().to_str().unwrap(), "--fast"];
-    let wal_eve = archive.wal_eve_with(&source).env("PGUSER", "archivist").timeout(LIMIT);
     let warnings = || {
         let told = wal_eve.run(push).assert_success().stderr_text();
         told.matches("GRANT pg_read_all_stats TO \"archivist\"").count()

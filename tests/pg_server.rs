@@ -399,7 +399,7 @@ async fn a_refusal_on_a_socket_has_nothing_to_do_with_encryption() {
 }
 
 #[test]
-fn a_password_file_is_honoured_whatever_pgdatabase_says_for_the_account_s_own_role_too() {
+fn a_password_file_is_honoured_whatever_pgdatabase_says_and_without_pguser() {
     let cluster = PgCluster::init(15);
     cluster.start();
     let own = user_name(rustix::process::geteuid().as_raw()).unwrap();
