@@ -12,6 +12,9 @@ use std::time::Duration;
 use support::postgres::PgOptions;
 use support::replica::wait_for_listener;
 use support::{Archive, Mode, Output, PgCluster, Program, Tool, dir_tree, temp_dir};
+use wal_eve::formats::wal_name::SegmentName;
+use wal_eve::pg::control_file::ClusterState;
+use wal_eve::pg::data_directory::DataDirectory;
 
 /// For whatever a loaded machine may take.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -325,6 +328,42 @@ fn a_stopped_cluster_is_backed_up_by_its_right_name_and_starts_without_the_archi
     assert!(refused.stderr_text().contains("postmaster.pid"), "{}", refused.stderr_text());
 }
 
+#[test]
+fn a_stopped_standby_is_backed_up_with_the_segments_to_where_it_is_consistent() {
+    let archive = Archive::file();
+    let source = primary(archiving(&archive), 15);
+    push_backup(&archive, &source, &[]);
+    insert(&source, 10_001, 11_000);
+    let rows = source.psql(ROWS);
+    archive.wait_for_wal(&source, &source.switch_wal());
+    let standby = standby_of(&archive);
+    // it has replayed the switch, so what it needs ends where no segment follows
+    let at_boundary = "pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0') % (16 * 1024 * 1024) = 0";
+    standby.wait_until_sql(&format!("select {at_boundary} and count(*) = 11000 from t"), LIMIT);
+    standby.stop(Mode::Fast);
+    let control = DataDirectory::open(standby.data_dir()).unwrap().control_file().unwrap();
+    assert_eq!((control.state, control.min_recovery_point.0 % (16 << 20)), (ClusterState::ShutDownInRecovery, 0));
+
+    // an archive without any WAL: the copy has all that it needs
+    let other = Archive::file();
+    let push = ["backup-push", "--while-offline", standby.data_dir().to_str().unwrap()];
+    other.wal_eve().timeout(LIMIT).run(push).assert_success();
+    let mut copy = restored(&other, 15, &[]);
+    copy.set_standby();
+    copy.start();
+    assert_eq!(copy.psql(ROWS), rows);
+    copy.promote();
+    assert_eq!(copy.psql(ROWS), rows);
+
+    // a segment that is needed is missed before anything is copied
+    let needed = SegmentName::ending_at(1, control.min_recovery_point, control.wal_segment_size);
+    fs::remove_file(standby.data_dir().join(format!("pg_wal/{needed}"))).unwrap();
+    let empty = Archive::file();
+    let refused = empty.wal_eve().timeout(LIMIT).run(push).assert_code(1).stderr_text();
+    assert!(refused.contains(&format!("segment {needed}, which the server needs to start")), "{refused}");
+    assert_eq!(empty.keys(), [""; 0]);
+}
+
 /// `pg_verifybackup -n`: every file is as the manifest says, WAL aside.
 fn verify(cluster: &PgCluster) {
     let tool = Tool::new(cluster.bin().program("pg_verifybackup"), [("LC_ALL", "C")]);
@@ -434,6 +473,50 @@ fn a_backup_whose_connection_is_lost_fails_at_once_and_leaves_nothing() {
     // Nothing of it is in the way of the next.
     push_backup(&archive, &source, &[]);
     assert_eq!(archive.backups().len(), 1);
+}
+
+#[test]
+fn a_backup_whose_wal_does_not_arrive_ends_at_the_limit_and_leaves_nothing() {
+    let archive = Archive::file();
+    // nothing is archived before the backup starts, so that the failure is not known then
+    let options = PgCluster::options().configure("archive_mode = on").configure("archive_command = 'false'");
+    for (major, limit) in [(10, "0"), (18, "1")] {
+        let source = options.clone().init(major);
+        source.start();
+        let push = ["backup-push", source.data_dir().to_str().unwrap(), "--fast", "--wal-timeout", limit];
+        let refused = archive.wal_eve_with(&source).timeout(LIMIT).run(push).assert_code(1).stderr_text();
+        for words in ["the archive still lacks", &format!("It was waited for {limit} s."), "--wal-timeout waits longer"]
+        {
+            assert!(refused.contains(words), "PostgreSQL {major}: {refused}");
+        }
+        assert_eq!(archive.keys(), [""; 0], "PostgreSQL {major}");
+    }
+}
+
+#[test]
+fn a_role_that_has_only_the_backup_functions_can_back_up() {
+    let archive = Archive::file();
+    let source = archiving(&archive).init(15);
+    source.start();
+    source.psql("create role archivist login");
+    let push = ["backup-push", source.data_dir().to_str().unwrap(), "--fast"];
+    let wal_eve = archive.wal_eve_with(&source).env("PGUSER", "archivist").timeout(LIMIT);
+    let refused = wal_eve.run(push).assert_code(1).stderr_text();
+    assert!(refused.contains("grant this user the execution of the backup functions"), "{refused}");
+
+    source.psql(
+        "grant execute on function pg_backup_start, pg_backup_stop to archivist;
+         create database closed;
+         revoke connect on database closed from public;",
+    );
+    let warnings = || {
+        let told = wal_eve.run(push).assert_success().stderr_text();
+        told.matches("GRANT pg_read_all_stats TO \"archivist\"").count()
+    };
+    assert_eq!(warnings(), 1);
+    source.psql("grant pg_read_all_stats to archivist");
+    assert_eq!(warnings(), 0);
+    assert_eq!(archive.backups().len(), 2);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use sqlx::postgres::PgConnectOptions;
 use support::postgres::MAJORS;
 use support::{Mode, PgCluster};
 use wal_eve::formats::wal_name::SegmentSize;
+use wal_eve::fs::account::user_name;
 use wal_eve::pg::Kind;
 use wal_eve::pg::backup_label::BackupLabel;
 use wal_eve::pg::backup_session::BackupSession;
@@ -280,6 +281,42 @@ async fn a_dropped_session_gives_the_backup_up() {
     cluster.wait_until_sql("select count(*) = 0 from pg_stat_activity where application_name = 'wal-eve'", LIMIT);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_timeouts_of_a_role_do_not_end_the_session_that_holds_a_backup() {
+    for major in [13, 18] {
+        let mut cluster = PgCluster::init(major);
+        let (archive, go) = (cluster.root().join("archive"), cluster.root().join("go"));
+        fs::create_dir(&archive).unwrap();
+        let (archive, go_path) = (archive.display(), go.display());
+        cluster.configure("archive_mode = on");
+        // the server waits for the file; and not for ever, should the test fail
+        cluster.configure(&format!(
+            "archive_command = 'while test -d {archive} && ! test -e {go_path}; do sleep 0.1; done; cp %p {archive}/%f'"
+        ));
+        cluster.start();
+        cluster.psql("create role hurried superuser login");
+        let mut timeouts = vec!["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"];
+        timeouts.extend((major >= 14).then_some("idle_session_timeout"));
+        timeouts.extend((major >= 17).then_some("transaction_timeout"));
+        for timeout in timeouts {
+            cluster.psql(&format!("alter role hurried set {timeout} = '1s'"));
+        }
+        let wait_until_for_long = |state: &str| {
+            let query = "select count(*) = 1 from pg_stat_activity where application_name = 'wal-eve'";
+            let query = format!("{query} and state = '{state}' and clock_timestamp() - state_change > '2s'");
+            cluster.wait_until_sql(&query, LIMIT);
+        };
+        let server = Server::connect(&settings(&cluster, "hurried")).await.unwrap();
+        let session = BackupSession::start(server, "of a role in a hurry", true).await.unwrap();
+        wait_until_for_long("idle");
+        session.ping().await.unwrap();
+        let stopping = tokio::spawn(session.stop(true, LIMIT));
+        wait_until_for_long("active");
+        fs::write(go, "").unwrap();
+        stopping.await.unwrap().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_stop_that_waits_for_a_dead_archive_ends_in_time() {
     let mut cluster = archiving_cluster(15);
@@ -335,7 +372,7 @@ async fn connects_with_the_environment_when_asked_to() {
     }
     let settings = ConnectionSettings::from_environment(|name| std::env::var(name).ok()).unwrap();
     match Server::connect(&settings).await {
-        Ok(server) => println!("connected to {}", server.data_directory().unwrap()),
+        Ok(server) => println!("connected to {} as {}", server.data_directory().unwrap(), settings.user()),
         Err(e) => println!("failed: {e} {:?}", e.detail()),
     }
 }
@@ -343,27 +380,50 @@ async fn connects_with_the_environment_when_asked_to() {
 fn connect_with_environment(variables: &[(&str, &str)]) -> String {
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "connects_with_the_environment_when_asked_to", "--nocapture"]);
-    command.env("WAL_EVE_TEST_CONNECT", "1").envs(variables.iter().copied());
+    command.env("WAL_EVE_TEST_CONNECT", "1").env_remove("PGUSER").envs(variables.iter().copied());
     String::from_utf8(command.output().unwrap().stdout).unwrap()
 }
 
+#[tokio::test]
+async fn a_refusal_on_a_socket_has_nothing_to_do_with_encryption() {
+    let cluster = PgCluster::init(15);
+    fs::write(cluster.data_dir().join("pg_hba.conf"), "local all all reject\n").unwrap();
+    cluster.start();
+    let host = cluster.socket_dir().display().to_string();
+    // as PGHOST has it
+    let options = PgConnectOptions::new_without_pgpass().host(&host).port(5432).username("postgres");
+    let refused = Server::connect(&ConnectionSettings::new(options, LIMIT)).await.unwrap_err();
+    assert_eq!(refused.sqlstate(), Some("28000"), "{refused:?}");
+    let hint = refused.hint().unwrap();
+    assert!(hint.contains("pg_hba.conf") && !hint.contains("hostssl"), "{hint}");
+}
+
 #[test]
-fn a_password_file_is_honoured_whatever_pgdatabase_says() {
+fn a_password_file_is_honoured_whatever_pgdatabase_says_and_without_pguser() {
     let cluster = PgCluster::init(15);
     cluster.start();
-    cluster.psql("alter role postgres password 'pass:word'");
+    let own = user_name(rustix::process::geteuid().as_raw()).unwrap();
+    if own != "postgres" {
+        cluster.psql(&format!("create role \"{own}\" superuser login"));
+    }
+    cluster.psql(&format!("alter role postgres password 'pass:word'; alter role \"{own}\" password 'pass:word'"));
     fs::write(cluster.data_dir().join("pg_hba.conf"), "local all all scram-sha-256\n").unwrap();
     cluster.reload();
     let host = cluster.socket_dir().display().to_string();
     let file = cluster.root().join("pgpass");
     let file_name = file.display().to_string();
-    fs::write(&file, format!("{host}:5432:postgres:postgres:pass\\:word\n")).unwrap();
+    let line = |role| format!("{host}:5432:postgres:{role}:pass\\:word\n");
+    fs::write(&file, line("postgres") + &line(&own)).unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
     let mut variables =
         vec![("PGHOST", host.as_str()), ("PGUSER", "postgres"), ("PGDATABASE", "elsewhere"), ("PGSSLMODE", "require")];
     let without = connect_with_environment(&variables);
     assert!(without.contains("failed: could not connect"), "{without}");
     variables.push(("PGPASSFILE", &file_name));
+    let connected = format!("connected to {} as ", cluster.data_dir().display());
     let with = connect_with_environment(&variables);
-    assert!(with.contains(&format!("connected to {}", cluster.data_dir().display())), "{with}");
+    assert!(with.contains(&format!("{connected}postgres\n")), "{with}");
+    variables.retain(|(name, _)| *name != "PGUSER");
+    let as_the_account = connect_with_environment(&variables);
+    assert!(as_the_account.contains(&format!("{connected}{own}\n")), "{as_the_account}");
 }

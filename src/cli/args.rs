@@ -107,9 +107,9 @@ pub(super) enum Command {
 
 /// Archive a base backup of a running cluster
 ///
-/// Connects to the server that PGHOST, PGPORT, PGUSER and the other variables of libpq name, starts a non-exclusive backup,
-/// archives the data directory and every tablespace, and waits for the WAL it needs to be in the archive before it stores the
-/// sentinel that makes the backup complete. Works on a standby too. postgresql.conf, pg_hba.conf and pg_ident.conf are left
+/// Connects to the server that PGHOST, PGPORT, PGUSER and the other variables of libpq name (without PGUSER as the role that is
+/// called like the account), starts a non-exclusive backup, archives the data directory and every tablespace, and waits for the
+/// WAL it needs to be in the archive before it stores the sentinel that makes the backup complete. Works on a standby too. postgresql.conf, pg_hba.conf and pg_ident.conf are left
 /// out, as WAL-E leaves them out, unless --include-config is given.
 #[derive(Debug, Args)]
 pub(super) struct BackupPushArgs {
@@ -131,7 +131,7 @@ pub(super) struct BackupPushArgs {
     /// Archive postgresql.conf, pg_hba.conf and pg_ident.conf as well
     #[arg(long)]
     pub(super) include_config: bool,
-    /// How long to wait, once the files are archived, for the WAL that the backup needs
+    /// How long to wait, once the files are archived, until the archive holds the WAL that the backup needs; 0 looks once
     #[arg(long, value_name = "SECONDS", default_value = "3600")]
     pub(super) wal_timeout: u64,
     #[command(flatten)]

@@ -113,8 +113,12 @@ impl CommandError {
                     Kind::User
                 }
                 pg::Kind::Unreachable => Kind::User,
-                // a login that the server does not take
-                pg::Kind::Server if failed.sqlstate().is_some_and(|code| code.starts_with("28")) => Kind::User,
+                // a login that the server does not take, or one without a right that it needs
+                pg::Kind::Server
+                    if failed.is_denied() || failed.sqlstate().is_some_and(|code| code.starts_with("28")) =>
+                {
+                    Kind::User
+                }
                 pg::Kind::Io | pg::Kind::Damaged | pg::Kind::Server | pg::Kind::Lost => Kind::Unexpected,
             },
         }

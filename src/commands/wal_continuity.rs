@@ -20,7 +20,7 @@ pub struct SegmentRange {
 
 impl SegmentRange {
     /// The names, each on the first timeline; none when the range is empty or impossible.
-    fn names(self) -> impl Iterator<Item = SegmentName> {
+    pub(super) fn names(self) -> impl Iterator<Item = SegmentName> {
         let last = self.last.number(self.size);
         let mut next = Some(self.first).filter(|first| first.number(self.size) <= last);
         std::iter::from_fn(move || {

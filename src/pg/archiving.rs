@@ -71,18 +71,21 @@ impl ArchiveState {
                     .with_hint("Set archive_mode to \"on\" and archive_command to wal-push, and restart the server."),
             );
         }
-        let Some(command) = &self.archive_command else {
-            return self.archive_library.is_none().then(|| {
-                Finding::refusal("archive_command is not set")
-                    .with_detail("The server keeps all of its log and archives nothing.")
-                    .with_hint("Set archive_command to wal-push and reload the server.")
-            });
-        };
-        if DISCARDING.contains(&command.trim()) && self.archive_library.is_none() {
-            return Some(
-                Finding::warning(format!("archive_command is \"{command}\", which archives nothing"))
-                    .with_hint("Make sure that the log reaches the archive by another way."),
-            );
+        match (&self.archive_command, &self.archive_library) {
+            (None, None) => {
+                return Some(
+                    Finding::refusal("archive_command is not set")
+                        .with_detail("The server keeps all of its log and archives nothing.")
+                        .with_hint("Set archive_command to wal-push and reload the server."),
+                );
+            }
+            (Some(command), None) if DISCARDING.contains(&command.trim()) => {
+                return Some(
+                    Finding::warning(format!("archive_command is \"{command}\", which archives nothing"))
+                        .with_hint("Make sure that the log reaches the archive by another way."),
+                );
+            }
+            _ => {}
         }
         let failed = self.last_failed.as_ref().filter(|_| self.is_failing)?;
         let since = match &self.last_archived {
@@ -92,8 +95,8 @@ impl ArchiveState {
         Some(
             Finding::refusal("the server's archiving fails")
                 .with_detail(format!("It failed on {} at {}. {since}", failed.wal, failed.time))
-                .with_hint("See the server's log for what archive_command says. The server tries again every minute; start the \
-                     backup once it succeeds."),
+                .with_hint("See the server's log for the reason. The server tries again every minute; start the backup once it \
+                     succeeds."),
         )
     }
 }
@@ -136,6 +139,9 @@ mod tests {
         assert_eq!(severities(|s| s.archive_command = None), [Refusal]);
         assert_eq!(severities(|s| s.is_failing = true), [Refusal]);
         assert_eq!(severities(|s| (s.is_failing, s.last_archived) = (true, None)), [Refusal]);
+        let library = || Some("basic_archive".into());
+        let by_library = severities(|s| (s.is_failing, s.archive_command, s.archive_library) = (true, None, library()));
+        assert_eq!(by_library, [Refusal]);
         assert_eq!(
             severities(|s| (s.wal_level, s.archive_mode) = ("minimal".into(), "off".into())),
             [Refusal, Refusal]

@@ -1,13 +1,14 @@
 //! How to reach the server: libpq's environment variables, as far as the driver and this file honour them.
 //!
-//! The driver reads `PGHOST`, `PGHOSTADDR`, `PGPORT`, `PGUSER`, `PGPASSWORD`, `PGPASSFILE`, `~/.pgpass`, `PGOPTIONS`,
+//! The driver reads `PGHOST`, `PGHOSTADDR`, `PGPORT`, `PGPASSWORD`, `PGPASSFILE`, `~/.pgpass`, `PGOPTIONS`,
 //! `PGSSLMODE`, `PGSSLROOTCERT`, `PGSSLCERT` and `PGSSLKEY` from the process's environment by itself. This file adds
-//! `PGCONNECT_TIMEOUT` and libpq's default certificate files, and refuses what neither would honour: a setting that
-//! is dropped in silence reaches another server, or the right one with less security than was asked for.
+//! `PGUSER` with libpq's default, the account's name, `PGCONNECT_TIMEOUT` and libpq's default certificate files, and
+//! refuses what neither would honour: a setting that is dropped in silence reaches another server, or the right one with
+//! less security than was asked for.
 //! One thing is left: a named root certificate is trusted beside the system's, where libpq trusts it alone.
 //! The database is `postgres`, as it is in WAL-E, whatever `PGDATABASE` says.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::{Kind, PgError, Result};
+use crate::fs::account::user_name;
 
 /// How long a connection may take to come up when `PGCONNECT_TIMEOUT` does not say.
 pub(super) const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,17 +73,19 @@ impl ConnectionSettings {
             text.trim().parse::<u16>().map_err(|e| unusable("PGPORT", &text).with_source(e))
         })?;
 
+        let user = variable("PGUSER").map_or_else(|| account(rustix::process::geteuid().as_raw()), Ok)?;
         let host = variable("PGHOSTADDR").or_else(|| variable("PGHOST"));
         let socket_directory = match host.as_deref() {
             None => SOCKET_DIRECTORIES.into_iter().find(|d| Path::new(d).join(format!(".s.PGSQL.{port}")).exists()),
             Some(directory) => SOCKET_DIRECTORIES.into_iter().find(|default| *default == directory),
         };
-        // The driver looks for a password while it reads a URL, under the host and database it has by then. As in
+        // The driver looks for a password while it reads a URL, under the host, user and database it has by then. As in
         // libpq, a default socket directory counts as localhost there.
+        let user = escaped(&user);
         let url = match socket_directory {
-            Some(directory) => format!("postgres://localhost:{port}/{DATABASE}?host={directory}"),
-            None if host.is_none() => format!("postgres://localhost:{port}/{DATABASE}"),
-            None => format!("postgres:///{DATABASE}?port={port}"),
+            Some(directory) => format!("postgres://localhost:{port}/{DATABASE}?user={user}&host={directory}"),
+            None if host.is_none() => format!("postgres://localhost:{port}/{DATABASE}?user={user}"),
+            None => format!("postgres:///{DATABASE}?user={user}&port={port}"),
         };
         let mut options: PgConnectOptions = url.parse().map_err(|e: sqlx::Error| {
             PgError::new(Kind::Settings, "could not make sense of the connection settings").with_source(e)
@@ -97,10 +101,17 @@ impl ConnectionSettings {
     /// Takes the driver's own options, for a server that the environment does not name.
     pub fn new(options: PgConnectOptions, connect_timeout: Duration) -> Self {
         let options = options.application_name("wal-eve").disable_statement_logging();
+        let mut settings = Self { options, connect_timeout };
         // libpq ignores sslmode on a socket; the driver would ask for TLS there, which no server offers.
-        let is_socket = options.get_socket().is_some() || options.get_host().starts_with('/');
-        let options = if is_socket { options.ssl_mode(PgSslMode::Disable) } else { options };
-        Self { options, connect_timeout }
+        if settings.is_socket() {
+            settings.options = settings.options.ssl_mode(PgSslMode::Disable);
+        }
+        settings
+    }
+
+    /// Whether the server is reached through a Unix-domain socket.
+    pub(super) fn is_socket(&self) -> bool {
+        self.options.get_socket().is_some() || self.options.get_host().starts_with('/')
     }
 
     /// The database that is connected to.
@@ -122,6 +133,27 @@ impl ConnectionSettings {
             None => format!("{host}:{port}"),
         }
     }
+}
+
+/// libpq's default for the user: the account's name.
+fn account(uid: u32) -> Result<String> {
+    user_name(uid).ok_or_else(|| {
+        PgError::new(Kind::Settings, "PGUSER is not set, and there is no name to log in by without it")
+            .with_detail(format!("The account with the user id {uid} has no name."))
+            .with_hint("Set PGUSER.")
+    })
+}
+
+/// Every byte that is no letter or digit is escaped, so that nothing in a name can be taken for a part of a URL.
+pub(super) fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        let _ = match byte.is_ascii_alphanumeric() {
+            true => write!(escaped, "{}", char::from(byte)),
+            false => write!(escaped, "%{byte:02X}"),
+        };
+    }
+    escaped
 }
 
 fn refuse_unsupported(variable: &impl Fn(&str) -> Option<String>) -> Result<()> {
@@ -250,6 +282,21 @@ mod tests {
         assert_eq!(settings.options.get_database(), Some("postgres"));
         assert_eq!(settings.address(), "db.example:6543");
         assert_eq!(settings.options.get_application_name(), Some("wal-eve"));
+    }
+
+    #[test]
+    fn the_user_is_the_accounts_unless_named() {
+        let own = user_name(rustix::process::geteuid().as_raw()).unwrap();
+        assert_eq!(settings(&[]).unwrap().user(), own);
+        assert_eq!(settings(&[("PGUSER", "")]).unwrap().user(), own);
+        for host in ["/run/elsewhere", "/var/run/postgresql", "db"] {
+            assert_eq!(settings(&[("PGHOST", host)]).unwrap().user(), own);
+            let named = settings(&[("PGHOST", host), ("PGUSER", "o'neil & sons")]).unwrap();
+            assert_eq!(named.user(), "o'neil & sons");
+        }
+        let nameless = account(3_999_999_999).unwrap_err();
+        assert_eq!(nameless.kind(), Kind::Settings);
+        assert_eq!(nameless.hint(), Some("Set PGUSER."));
     }
 
     #[test]

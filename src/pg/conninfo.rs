@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use super::connection_settings::{ConnectionSettings, DEFAULT_CONNECT_TIMEOUT, UNSUPPORTED, with_root_certificate};
+use super::connection_settings::{
+    ConnectionSettings, DEFAULT_CONNECT_TIMEOUT, UNSUPPORTED, escaped, with_root_certificate,
+};
 use super::{Kind, PgError, Result};
 
 /// A password; never shown.
@@ -304,18 +306,6 @@ fn unescaped(text: &str) -> std::result::Result<String, &'static str> {
         });
     }
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8")
-}
-
-/// Every byte that is no letter or digit, so that nothing in a name can be taken for a part of the URL.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::new();
-    for byte in text.bytes() {
-        let _ = match byte.is_ascii_alphanumeric() {
-            true => write!(escaped, "{}", char::from(byte)),
-            false => write!(escaped, "%{byte:02X}"),
-        };
-    }
-    escaped
 }
 
 fn bracketed(host: &str) -> String {

@@ -140,15 +140,7 @@ impl DataDirectory {
     /// what is wrong with them.
     fn control_file_bytes(&self) -> Result<Vec<u8>> {
         let path = self.path.join(CONTROL_FILE);
-        let mut bytes = fs::read(&path).map_err(|e| PgError::io("read", &path, e))?;
-        for _ in 1..CONTROL_FILE_TRIES {
-            if control_file::is_whole(&bytes) {
-                break;
-            }
-            thread::sleep(CONTROL_FILE_PAUSE);
-            bytes = fs::read(&path).map_err(|e| PgError::io("read", &path, e))?;
-        }
-        Ok(bytes)
+        first_whole(|| fs::read(&path)).map_err(|e| PgError::io("read", &path, e))
     }
 
     /// The control file's bytes for a backup: one consistent copy, also while a server rewrites the file, and also of a
@@ -181,6 +173,19 @@ impl DataDirectory {
     pub fn postmaster(&self) -> Result<Postmaster> {
         postmaster_in(&self.path)
     }
+}
+
+/// The first try's bytes that are a control file in one piece, or the last try's.
+fn first_whole(mut read: impl FnMut() -> io::Result<Vec<u8>>) -> io::Result<Vec<u8>> {
+    let mut bytes = read()?;
+    for _ in 1..CONTROL_FILE_TRIES {
+        if control_file::is_whole(&bytes) {
+            break;
+        }
+        thread::sleep(CONTROL_FILE_PAUSE);
+        bytes = read()?;
+    }
+    Ok(bytes)
 }
 
 /// Whether a server runs in `directory`, which need not be a data directory yet, as far as `postmaster.pid` tells.
@@ -302,6 +307,25 @@ mod tests {
         fs::create_dir(data.path().join("global")).unwrap();
         fs::write(data.path().join("global/pg_control"), "").unwrap();
         assert!(looks_finished(data.path()).unwrap());
+    }
+
+    #[test]
+    fn a_torn_control_file_is_read_again_until_it_is_whole() {
+        let mut whole = vec![7; control_file::CONTROL_FILE_SIZE];
+        let crc = crc32c::crc32c(&whole[..128]);
+        whole[128..132].copy_from_slice(&crc.to_le_bytes());
+        let mut torn = whole.clone();
+        torn[64..128].fill(8);
+        let mut tries = [torn.clone(), torn.clone(), whole.clone(), torn.clone()].into_iter();
+        assert_eq!(first_whole(|| Ok(tries.next().unwrap())).unwrap(), whole);
+        assert_eq!(tries.len(), 1);
+
+        let mut tries = 0;
+        let always_torn = first_whole(|| {
+            tries += 1;
+            Ok(torn.clone())
+        });
+        assert_eq!((always_torn.unwrap(), tries), (torn, CONTROL_FILE_TRIES));
     }
 
     #[test]

@@ -87,6 +87,11 @@ impl PgError {
         self.sqlstate.as_deref()
     }
 
+    /// Whether the server says that this user lacks a right (`insufficient_privilege`).
+    pub fn is_denied(&self) -> bool {
+        self.sqlstate() == Some("42501")
+    }
+
     /// The failure below this one.
     pub fn into_source(self) -> Option<Box<dyn Error + Send + Sync>> {
         self.source

@@ -214,7 +214,7 @@ pub(super) async fn connect(settings: &ConnectionSettings) -> Result<PgConnectio
             }
             let kind = if refused_the_user(&e) { Kind::Server } else { Kind::Unreachable };
             let failed = from_sqlx(kind, message, e);
-            let over_plain_tcp = settings.options.get_socket().is_none()
+            let over_plain_tcp = !settings.is_socket()
                 && matches!(settings.options.get_ssl_mode(), PgSslMode::Disable | PgSslMode::Allow);
             // class 28: pg_hba.conf has no line for this connection, which may be because it is not encrypted
             if over_plain_tcp && failed.sqlstate() == Some("28000") {

@@ -83,6 +83,19 @@ pub struct Entry {
     pub mtime: SystemTime,
 }
 
+impl Entry {
+    /// A regular file that no walk tells of: a segment that a stopped server needs.
+    ///
+    /// # Errors
+    ///
+    /// Those of `stat`.
+    pub fn file(path: PathBuf, name: OsString) -> io::Result<Self> {
+        let metadata = fs::metadata(&path)?;
+        let kind = EntryKind::File { size: metadata.len() };
+        Ok(entry(path, name, kind, &metadata))
+    }
+}
+
 /// What a member is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EntryKind {

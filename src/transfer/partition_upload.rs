@@ -230,3 +230,86 @@ impl TarWriter {
         Err(Stop::Failed(failed))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Mutex;
+
+    use futures::TryStreamExt as _;
+
+    use super::*;
+    use crate::storage::MemoryStore;
+    use crate::transfer::decompress;
+
+    /// The names and contents of a partition's members.
+    async fn members(store: &MemoryStore, key: &str) -> Vec<(String, Vec<u8>)> {
+        let body = store.get(key, 0, None).await.unwrap().body;
+        let blocks: Vec<Vec<u8>> = decompress::plain_blocks(key.into(), body, None).try_collect().await.unwrap();
+        let plain = blocks.concat();
+        let mut archive = tar::Archive::new(&plain[..]);
+        let member = |entry: io::Result<tar::Entry<'_, _>>| {
+            let mut entry = entry.unwrap();
+            let mut contents = Vec::new();
+            Read::read_to_end(&mut entry, &mut contents).unwrap();
+            (entry.path().unwrap().to_str().unwrap().to_owned(), contents)
+        };
+        archive.entries().unwrap().map(member).collect()
+    }
+
+    #[tokio::test]
+    async fn a_file_gives_what_was_planned_when_it_grows_shrinks_or_vanishes_before_it_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        // more than a chunk each
+        let (planned, larger, smaller) = (vec![b'x'; 700_001], vec![b'y'; 900_000], vec![b'z'; 300_000]);
+        let names = ["first", "grown", "shrunk", "emptied", "vanished", "last"];
+        let plan = names.map(|name| {
+            fs::write(at(name), &planned).unwrap();
+            let source = Source::Path { path: at(name), size: planned.len() as u64 };
+            Member { name: name.into(), source, mode: 0o600, uid: 0, gid: 0, mtime: 1 }
+        });
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let on_file = {
+            let (told, larger, smaller) = (told.clone(), larger.clone(), smaller.clone());
+            let changed = ["grown", "shrunk", "emptied", "vanished"].map(at);
+            move |file: ArchivedFile| {
+                if file.name == b"first" {
+                    let [grown, shrunk, emptied, vanished] = &changed;
+                    fs::write(grown, &larger)?;
+                    fs::write(shrunk, &smaller)?;
+                    fs::write(emptied, "")?;
+                    fs::remove_file(vanished)?;
+                }
+                told.lock().unwrap().push((String::from_utf8(file.name).unwrap(), file.size, file.crc32c));
+                Ok(())
+            }
+        };
+        let (level, progress) = (Level::Fast, Arc::default());
+        let context = PartitionContext { level, rate_limit: None, progress, on_file: Arc::new(on_file) };
+        let store = MemoryStore::new();
+        upload_partition(&store, "part", plan.into(), &PutOptions::default(), &context).await.unwrap();
+
+        let padded = |mut contents: Vec<u8>| {
+            contents.resize(planned.len(), 0);
+            contents
+        };
+        let expected = [
+            ("first", planned.clone()),
+            ("grown", larger[..planned.len()].to_vec()),
+            ("shrunk", padded(smaller)),
+            ("emptied", padded(Vec::new())),
+            ("last", planned.clone()),
+        ];
+        let archived = members(&store, "part").await;
+        assert!(
+            archived
+                .iter()
+                .map(|(name, contents)| (name.as_str(), contents))
+                .eq(expected.iter().map(|(name, contents)| (*name, contents)))
+        );
+        let of_contents =
+            |(name, contents): &(&str, Vec<u8>)| (name.to_string(), contents.len() as u64, crc32c::crc32c(contents));
+        assert_eq!(*told.lock().unwrap(), expected.iter().map(of_contents).collect::<Vec<_>>());
+    }
+}

@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 
 use super::{CommandError, Result, Unfinished};
 use crate::formats::tar_partition::{Placement, Planner};
+use crate::pg;
 use crate::pg::tablespace::Tablespace;
-use crate::pg::walk::{Entry, EntryKind, Found, Walk};
+use crate::pg::walk::{Entry, EntryKind, Found};
 use crate::transfer::partition_upload::{Member, PartitionContext, Source, upload_partition};
 use crate::transfer::progress::Progress;
 use crate::transfer::{TransferError, off_async};
@@ -25,16 +26,16 @@ pub(super) struct ArchivedFiles {
     pub(super) bytes: u64,
 }
 
-/// Archives everything that `walk` finds, `pool_size` partitions at a time. In memory are the members of those partitions
+/// Archives everything that `found` tells of, `pool_size` partitions at a time. In memory are the members of those partitions
 /// and of one more, at most 6144 each.
 pub(super) async fn archive(
     backup: &Unfinished<'_>,
-    walk: Walk,
+    found: impl Iterator<Item = pg::Result<Found>> + Send + 'static,
     context: &PartitionContext,
     pool_size: NonZeroUsize,
 ) -> Result<ArchivedFiles> {
     let (sender, receiver) = mpsc::channel(1);
-    let planning = off_async(move || plan(walk, &sender));
+    let planning = off_async(move || plan(found, &sender));
     let planned = stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
     let storing = planned
         .zip(stream::iter(0_u32..))
@@ -70,12 +71,12 @@ pub(super) async fn store(
     Ok(bytes)
 }
 
-/// Cuts the walk into partitions. Ends quietly when nobody wants them any more.
-fn plan(walk: Walk, sender: &mpsc::Sender<Vec<Member>>) -> Result<()> {
+/// Cuts what is found into partitions. Ends quietly when nobody wants them any more.
+fn plan(found: impl Iterator<Item = pg::Result<Found>>, sender: &mpsc::Sender<Vec<Member>>) -> Result<()> {
     let mut planner = Planner::default();
     let mut members = Vec::new();
-    for found in walk {
-        let entry = match found? {
+    for one in found {
+        let entry = match one? {
             Found::Entry(entry) => entry,
             Found::Trap(trap) => {
                 tracing::warn!("{trap}");
@@ -97,7 +98,7 @@ fn plan(walk: Walk, sender: &mpsc::Sender<Vec<Member>>) -> Result<()> {
     Ok(())
 }
 
-fn member(entry: Entry) -> Member {
+pub(super) fn member(entry: Entry) -> Member {
     let source = match entry.kind {
         EntryKind::File { size } => Source::Path { path: entry.path, size },
         EntryKind::Directory => Source::Directory,
@@ -123,11 +124,31 @@ pub(super) fn check_size(archived: u64, cluster: u64, tablespaces: &[Tablespace]
 /// Tells the progress how much there will be; failing to count is no reason to fail.
 pub(super) async fn expect(
     progress: Arc<Progress>,
-    directory: crate::pg::data_directory::DataDirectory,
-    options: crate::pg::walk::WalkOptions,
+    directory: pg::data_directory::DataDirectory,
+    options: pg::walk::WalkOptions,
 ) {
-    let counted = off_async(move || crate::pg::walk::Extent::of(&directory, options)).await;
+    let counted = off_async(move || pg::walk::Extent::of(&directory, options)).await;
     if let Ok(extent) = counted {
         progress.set_total(extent.bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backup_that_lacks_more_than_a_fifth_of_the_databases_is_refused() {
+        let tablespaces = [Tablespace { oid_name: "16384".into(), location: "/srv/space".into() }];
+        for (archived, cluster) in [(0, 0), (80, 100), (800, 100), (1 << 50, 1 << 50)] {
+            check_size(archived, cluster, &tablespaces).unwrap();
+        }
+        for (archived, cluster) in [(79, 100), (0, 5), (1 << 40, 1 << 50)] {
+            let refused = check_size(archived, cluster, &tablespaces).unwrap_err();
+            let message = format!("only {archived} bytes were archived, but the server's databases have {cluster}");
+            assert_eq!(refused.to_string(), message);
+            assert_eq!(refused.detail(), Some("Tablespaces that were seen: /srv/space."));
+        }
+        assert_eq!(check_size(0, 5, &[]).unwrap_err().detail(), Some("Tablespaces that were seen: none."));
     }
 }

@@ -30,7 +30,7 @@ use crate::formats::wal_name::SegmentName;
 use crate::pg::connection_settings::ConnectionSettings;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::tablespace::Tablespace;
-use crate::storage::{Put, PutOptions};
+use crate::storage::{self, Put, PutOptions};
 use crate::transfer::progress::Progress;
 
 /// What to back up.
@@ -101,7 +101,12 @@ impl<'a> Unfinished<'a> {
                 .with_hint("The backups of a standby start at its last restartpoint, those of a stopped cluster at its last checkpoint: until the next one (CHECKPOINT on the primary, then on the standby) they have the same name. An unfinished backup may also be another one that is running now; if none is, remove its objects.")
         };
         if !taken.objects.is_empty() {
-            return Err(exists(taken.objects.iter().any(|row| archive.layout.sentinel_backup(&row.key).is_some())));
+            // the page need not reach as far as the sentinel, which comes after every partition
+            return match archive.store.head(&archive.layout.sentinel(&name)).await {
+                Ok(_) => Err(exists(true)),
+                Err(absent) if absent.kind() == storage::Kind::NotFound => Err(exists(false)),
+                Err(failed) => Err(failed.into()),
+            };
         }
         let key = archive.layout.extended_version(&name);
         let backup = Self { archive, name, id: format!("{:032x}", rand::random::<u128>()) };
@@ -145,14 +150,14 @@ impl<'a> Unfinished<'a> {
     /// Removes what a failed backup has stored, so that its name is free again; what cannot be removed is only logged.
     async fn discard(self) {
         let remove = async {
-            for row in crate::storage::list_all(&*self.archive.store, &self.archive.layout.backup(&self.name)).await? {
+            for row in storage::list_all(&*self.archive.store, &self.archive.layout.backup(&self.name)).await? {
                 // on a server without conditional writes another backup of the same name may have stored its own
                 let head = self.archive.store.head(&row.key).await?;
                 if head.metadata(BACKUP_ID_METADATA).is_none_or(|id| id == self.id) {
                     self.archive.store.delete(&row.key).await?;
                 }
             }
-            crate::storage::Result::Ok(())
+            storage::Result::Ok(())
         };
         match tokio::time::timeout(Duration::from_secs(60), remove).await {
             Ok(Ok(())) => tracing::info!(backup = %self.name, "removed the objects of the failed backup"),
@@ -199,4 +204,24 @@ fn spec(directory: &DataDirectory, tablespaces: &[Tablespace]) -> Value {
     });
     let base_prefix = Some(directory.path().to_string_lossy().into_owned());
     RestoreSpec { base_prefix, tablespaces: tablespaces.collect() }.to_json()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::key::Layout;
+    use crate::storage::MemoryStore;
+
+    #[tokio::test]
+    async fn a_taken_name_is_complete_when_its_sentinel_is_there_behind_however_many_partitions() {
+        let store = MemoryStore::new();
+        let archive = Archive { store: Arc::new(store.clone()), layout: Layout::new("") };
+        let name: BackupName = "base_000000010000000000000002_00000040".parse().unwrap();
+        // one more than a page of a listing has
+        (0..=1000).for_each(|number| store.overwrite(&archive.layout.partition(&name, number), ""));
+        let refused = async || Unfinished::claim(&archive, name.clone(), "").await.err().unwrap().to_string();
+        assert_eq!(refused().await, format!("an unfinished backup called {name} exists already"));
+        store.overwrite(&archive.layout.sentinel(&name), "{}");
+        assert_eq!(refused().await, format!("a complete backup called {name} exists already"));
+    }
 }

@@ -1,9 +1,10 @@
 //! The backup of a cluster that is shut down.
 //!
 //! Its name comes from the control file, computed as an online backup's is; WAL-E's own is wrong (`spec/wal-e-format.md`
-//! §4.9). What WAL-E leaves out, and a server needs to start, is the segment with the last checkpoint: it may not be in the
+//! §4.9). What WAL-E leaves out, and a server needs to start, is the WAL from the last checkpoint on: it may not be in the
 //! archive yet, so it goes into the backup.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use crate::formats::backup_name::BackupName;
 use crate::formats::wal_name::SegmentName;
 use crate::pg::control_file::ControlFile;
 use crate::pg::data_directory::{DataDirectory, Postmaster};
-use crate::pg::walk::{Walk, WalkOptions};
+use crate::pg::walk::{Entry, Found, Walk, WalkOptions};
 use crate::transfer::progress::Progress;
 
 pub(super) async fn backup_push(
@@ -30,6 +31,8 @@ pub(super) async fn backup_push(
     let name = BackupName::at(control.timeline, control.redo, size);
     tracing::info!(backup = %name, "backing up a stopped cluster");
     let walk_options = WalkOptions { include_config: options.include_config, offline: true };
+    let needed = needed_segments(&control);
+    let wal = wal_files(archive, &directory, needed).await?;
     let walk = Walk::new(&directory, walk_options)?;
     let tablespaces = walk.tablespaces().to_vec();
     let backup = Unfinished::claim(archive, name, &format!("PostgreSQL {}", directory.major())).await?;
@@ -37,16 +40,16 @@ pub(super) async fn backup_push(
     let taken = async {
         let partitions = Partitions::new(&backup, options, progress.clone())?;
         files::expect(progress.clone(), directory.clone(), walk_options).await;
-        let archived = partitions.store_files(walk).await?;
-        let mut last = wal_files(archive, &directory, &control).await?;
-        last.push(("global/pg_control".to_owned(), Bytes::from(control_bytes)));
+        let segments = wal.clone().into_iter().map(|segment| Ok(Found::Entry(segment)));
+        let archived = partitions.store_files(walk.chain(segments)).await?;
         // a server that was started meanwhile has changed the files under the copy
         let (now, _) = check_stopped(&directory)?;
-        if now != control {
+        if now != control || wal_on_disk(&directory, needed)?.there != wal {
             return Err(CommandError::refused("the cluster was started while it was backed up offline"));
         }
-        let wal = WalRange { timeline: control.timeline, start: control.redo, end: control.redo };
-        partitions.store_last(archived, &directory, last, wal).await
+        let range = WalRange { timeline: control.timeline, start: control.redo, end: control.redo };
+        let last = vec![("global/pg_control".to_owned(), Bytes::from(control_bytes))];
+        partitions.store_last(archived, &directory, last, range).await
     }
     .await;
     match taken {
@@ -83,40 +86,83 @@ fn check_stopped(directory: &DataDirectory) -> Result<(ControlFile, Vec<u8>)> {
     Ok((control, bytes))
 }
 
-/// The segments from the last checkpoint to where the cluster became consistent, as members of the log's directory. Those
-/// that are not there any more have to be in the archive.
-async fn wal_files(
-    archive: &Archive,
-    directory: &DataDirectory,
-    control: &ControlFile,
-) -> Result<Vec<(String, Bytes)>> {
+/// The segments from the last checkpoint to where the cluster is consistent.
+fn needed_segments(control: &ControlFile) -> SegmentRange {
     let size = control.wal_segment_size;
     let first = SegmentName::containing(control.timeline, control.redo, size);
-    let last = SegmentName::containing(control.timeline, control.checkpoint.max(control.min_recovery_point), size);
-    let mut files = Vec::new();
-    let mut next = Some(first);
-    while let Some(segment) = next.filter(|segment| *segment <= last) {
-        let path = directory.wal_directory().join(segment.to_string());
-        match std::fs::read(&path) {
-            Ok(contents) => {
-                files.push((format!("{}/{segment}", directory.major().wal_directory()), Bytes::from(contents)))
-            }
-            Err(failed) => {
-                let missing =
-                    wal_continuity::missing(archive, SegmentRange { first: segment, last: segment, size }).await?;
-                if !missing.is_empty() {
-                    return Err(CommandError::refused(format!(
-                        "segment {segment}, which the server needs to start, is not there"
-                    ))
-                    .with_detail(format!(
-                        "It is not in the archive, and \"{}\" cannot be read: {failed}.",
-                        path.display()
-                    ))
-                    .with_hint("Start the server, stop it again and repeat the backup, or back it up online."));
-                }
-            }
+    let checkpoint = SegmentName::containing(control.timeline, control.checkpoint, size);
+    // the first byte that recovery does not need; 0/0, on timeline 0, on a primary
+    let timeline = control.timeline.max(control.min_recovery_timeline);
+    let consistent = SegmentName::ending_at(timeline, control.min_recovery_point, size);
+    SegmentRange { first, last: checkpoint.max(consistent), size }
+}
+
+/// The segments of `needed` that go into the backup. Those that are not there any more have to be in the archive.
+async fn wal_files(archive: &Archive, directory: &DataDirectory, needed: SegmentRange) -> Result<Vec<Entry>> {
+    let WalOnDisk { there, gone } = wal_on_disk(directory, needed)?;
+    if !gone.is_empty() {
+        let missing = wal_continuity::missing(archive, needed).await?;
+        if let Some(segment) = gone.iter().find(|segment| missing.contains(segment)) {
+            let message = format!("segment {segment}, which the server needs to start, is not there");
+            let places = (directory.wal_directory(), archive.store.url(&archive.layout.wal_directory()));
+            return Err(CommandError::refused(message)
+                .with_detail(format!("It is neither in \"{}\" nor under \"{}\".", places.0.display(), places.1))
+                .with_hint("Start the server, stop it again and repeat the backup, or back it up online."));
         }
-        next = segment.next(size);
     }
-    Ok(files)
+    Ok(there)
+}
+
+/// Segments as a stopped server has left them.
+struct WalOnDisk {
+    there: Vec<Entry>,
+    gone: Vec<SegmentName>,
+}
+
+fn wal_on_disk(directory: &DataDirectory, range: SegmentRange) -> Result<WalOnDisk> {
+    let mut wal = WalOnDisk { there: Vec::new(), gone: Vec::new() };
+    for segment in range.names() {
+        let path = directory.wal_directory().join(segment.to_string());
+        let name = format!("{}/{segment}", directory.major().wal_directory());
+        match Entry::file(path.clone(), name.into()) {
+            Ok(file) => wal.there.push(file),
+            Err(absent) if absent.kind() == io::ErrorKind::NotFound => wal.gone.push(segment),
+            Err(failed) => return Err(CommandError::file("examine", path)(failed)),
+        }
+    }
+    Ok(wal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::key::Layout;
+    use crate::formats::wal_name::SegmentSize;
+    use crate::storage::MemoryStore;
+    use crate::transfer::partition_upload::Source;
+
+    #[tokio::test]
+    async fn segments_are_known_before_the_copy_and_read_when_their_turn_comes() {
+        let data = tempfile::tempdir().unwrap();
+        std::fs::write(data.path().join("PG_VERSION"), "15\n").unwrap();
+        std::fs::create_dir(data.path().join("pg_wal")).unwrap();
+        let [first, between, last]: [SegmentName; 3] =
+            ["000000010000000000000002", "000000010000000000000003", "000000010000000000000004"]
+                .map(|name| name.parse().unwrap());
+        for segment in [first, last] {
+            std::fs::write(data.path().join(format!("pg_wal/{segment}")), "wal").unwrap();
+        }
+        let directory = DataDirectory::open(data.path()).unwrap();
+        let store = MemoryStore::new();
+        let archive = Archive { store: Arc::new(store.clone()), layout: Layout::new("") };
+        let needed = SegmentRange { first, last, size: SegmentSize::DEFAULT };
+        let refused = wal_files(&archive, &directory, needed).await.unwrap_err();
+        assert_eq!(refused.to_string(), format!("segment {between}, which the server needs to start, is not there"));
+
+        store.overwrite(&format!("{}{between}.lzo", archive.layout.wal_directory()), "");
+        let found = wal_files(&archive, &directory, needed).await.unwrap();
+        let names: Vec<_> = found.iter().map(|file| file.name.to_str().unwrap()).collect();
+        assert_eq!(names, [first, last].map(|segment| format!("pg_wal/{segment}")));
+        assert!(found.into_iter().all(|file| matches!(files::member(file).source, Source::Path { size: 3, .. })));
+    }
 }

@@ -14,8 +14,10 @@ use crate::pg::backup_session::{BackupSession, BackupStop};
 use crate::pg::connection_settings::ConnectionSettings;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::finding::{Finding, Severity};
+use crate::pg::quote::identifier;
 use crate::pg::server::Server;
 use crate::pg::tablespace::Tablespace;
+use crate::pg::version::Major;
 use crate::pg::walk::{Walk, WalkOptions};
 use crate::transfer::off_async;
 use crate::transfer::progress::Progress;
@@ -23,6 +25,10 @@ use crate::transfer::progress::Progress;
 /// How soon to ask whether the WAL has arrived, the first time and, after doubling, at most: an archiver that keeps up needs
 /// a fraction of a second, but S3 bills requests.
 const WAL_POLL: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(2)];
+
+/// The least that the server is given to stop the backup. It has nothing to wait for then but its own disk, and giving up
+/// would throw a whole copy away.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often to say what is waited for.
 const WAL_REPORT: Duration = Duration::from_secs(60);
@@ -38,7 +44,7 @@ pub(super) async fn backup_push(
     let mut findings = server.archiving().await?.findings();
     findings.extend(server.check_directory(&directory)?);
     heed(findings)?;
-    let size_before = server.databases_size().await?;
+    let size_before = size_before(&mut server, settings.user()).await?;
     let segment_size = server.wal_segment_size();
     let version_text = server.version_text().to_owned();
 
@@ -53,7 +59,9 @@ pub(super) async fn backup_push(
     let taken = {
         let taken = async {
             let (stop, archived, tablespaces) = copy(&backup, session, &directory, options, progress).await?;
-            files::check_size(archived.bytes, size_before.min(size_now(settings).await), &tablespaces)?;
+            if let Some(before) = size_before {
+                files::check_size(archived.bytes, before.min(size_now(settings).await), &tablespaces)?;
+            }
             let needed = SegmentRange { first: start.segment, last: stop.segment, size: segment_size };
             wait_for_wal(archive, needed, options.wal_timeout).await?;
             Ok((sentinel((stop.segment, stop.offset), archived.bytes, &directory, &tablespaces), archived))
@@ -104,17 +112,13 @@ async fn copy(
             futures::future::Either::Right(((), archiving)) => archiving.await?,
         }
     };
-    // a tablespace that went away meanwhile looks like files that were dropped
-    if Tablespace::list(directory.path())?.iter().filter(|now| tablespaces.contains(now)).count() < tablespaces.len() {
-        return Err(CommandError::refused("a tablespace was dropped, moved or unmounted while it was backed up")
-            .with_hint("Take the backup again."));
-    }
+    check_tablespaces(&tablespaces, &Tablespace::list(directory.path())?)?;
     let control = {
         let directory = directory.clone();
         off_async(move || directory.copy_control_file()).await?
     };
     tracing::info!("every file is archived: stopping the backup");
-    let stop = session.stop(false, options.wal_timeout).await?;
+    let stop = session.stop(false, stop_limit(directory.major(), options.wal_timeout)).await?;
 
     let mut last = vec![("backup_label".to_owned(), Bytes::from(stop.backup_label.clone()))];
     if !stop.tablespace_map.is_empty() {
@@ -124,6 +128,36 @@ async fn copy(
     let wal = WalRange { timeline: start.timeline, start: start.lsn, end: stop.lsn };
     let archived = partitions.store_last(archived, directory, last, wal).await?;
     Ok((stop, archived, tablespaces))
+}
+
+/// Refuses when a tablespace went away meanwhile, which looks like files that were dropped.
+fn check_tablespaces(before: &[Tablespace], now: &[Tablespace]) -> Result<()> {
+    if before.iter().all(|tablespace| now.contains(tablespace)) {
+        return Ok(());
+    }
+    Err(CommandError::refused("a tablespace was dropped, moved or unmounted while it was backed up")
+        .with_hint("Take the backup again."))
+}
+
+/// How long the server may take to stop the backup. 9.6 itself waits there until the WAL is archived.
+fn stop_limit(major: Major, wal_timeout: Duration) -> Duration {
+    if major.can_stop_without_waiting() { wal_timeout.max(STOP_TIMEOUT) } else { wal_timeout }
+}
+
+/// How large the databases are; none for a user who may not know, since the size is only a check.
+async fn size_before(server: &mut Server, user: &str) -> Result<Option<u64>> {
+    match server.databases_size().await {
+        Ok(size) => Ok(Some(size)),
+        Err(failed) if failed.is_denied() => {
+            tracing::warn!(
+                "the backup is not checked against the size of the databases, which this user may not see. To let it: \
+                 GRANT pg_read_all_stats TO {}",
+                identifier(user)
+            );
+            Ok(None)
+        }
+        Err(failed) => Err(failed.into()),
+    }
 }
 
 /// How large the databases are by now; without an answer, no smaller than before.
@@ -181,5 +215,41 @@ async fn wait_for_wal(archive: &Archive, range: SegmentRange, limit: Duration) -
         }
         tokio::time::sleep(pause).await;
         pause = longest_pause.min(pause * 2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_tablespace_that_went_away_meanwhile_is_refused_and_a_new_one_is_not() {
+        let data = tempfile::tempdir().unwrap();
+        let links = data.path().join("pg_tblspc");
+        std::fs::create_dir(&links).unwrap();
+        let [place, elsewhere] = ["place", "elsewhere"].map(|name| data.path().join(name));
+        for place in [&place, &elsewhere] {
+            std::fs::create_dir(place).unwrap();
+        }
+        symlink(&place, links.join("16384")).unwrap();
+        let list = || Tablespace::list(data.path()).unwrap();
+        let before = list();
+        symlink(&elsewhere, links.join("16385")).unwrap();
+        check_tablespaces(&before, &list()).unwrap();
+
+        let refused = || check_tablespaces(&before, &list()).unwrap_err().to_string();
+        std::fs::remove_file(links.join("16384")).unwrap();
+        assert!(refused().contains("a tablespace was dropped"));
+        symlink(&elsewhere, links.join("16384")).unwrap();
+        assert!(refused().contains("moved"));
+    }
+
+    #[test]
+    fn a_server_that_need_not_wait_for_wal_has_time_to_stop_whatever_the_limit() {
+        let limit = |major: &str, seconds| stop_limit(major.parse().unwrap(), Duration::from_secs(seconds)).as_secs();
+        assert_eq!((limit("10", 0), limit("18", 1), limit("18", 3600)), (60, 60, 3600));
+        assert_eq!((limit("9.6", 0), limit("9.6", 3600)), (0, 3600));
     }
 }

@@ -1,4 +1,4 @@
-//! A backup's partitions: those of the walk, and the last one, which only the backup's end can fill.
+//! A backup's partitions: those of the files, and the last one, which only the backup's end can fill.
 
 use std::sync::Arc;
 
@@ -8,8 +8,9 @@ use super::files::{self, ArchivedFiles};
 use super::manifest_spool::ManifestSpool;
 use super::{BackupPushOptions, CommandError, Result, Unfinished, last_partition};
 use crate::formats::backup_manifest::WalRange;
+use crate::pg;
 use crate::pg::data_directory::DataDirectory;
-use crate::pg::walk::Walk;
+use crate::pg::walk::Found;
 use crate::transfer::partition_upload::PartitionContext;
 use crate::transfer::progress::Progress;
 use crate::transfer::rate_limit::RateLimit;
@@ -42,9 +43,12 @@ impl<'a> Partitions<'a> {
         Ok(Self { backup, options, context, spool })
     }
 
-    /// Stores everything that `walk` finds.
-    pub(super) async fn store_files(&self, walk: Walk) -> Result<ArchivedFiles> {
-        files::archive(self.backup, walk, &self.context, self.options.pool_size).await
+    /// Stores everything that `found` tells of.
+    pub(super) async fn store_files(
+        &self,
+        found: impl Iterator<Item = pg::Result<Found>> + Send + 'static,
+    ) -> Result<ArchivedFiles> {
+        files::archive(self.backup, found, &self.context, self.options.pool_size).await
     }
 
     /// Stores `last`, by name and contents, in order, and after them the manifest of all.
