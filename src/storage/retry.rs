@@ -62,8 +62,9 @@ impl Default for RetryPolicy {
 /// leaves a wrong key some three seconds.
 const REJECTED_RENEWALS: u32 = 2;
 
-/// Rejected credentials are not read again later than this after the first try: asking the metadata service of a machine
-/// that has none takes some seconds each time, and a hopeless command is to end within ten.
+/// Rejected credentials are not read again later than this after the first rejection, and none are looked for later than this
+/// after the first try: asking the metadata service of a machine that has none takes some seconds each time, and a hopeless
+/// command is to end within ten.
 const REJECTED_PATIENCE: Duration = Duration::from_secs(4);
 
 /// The wait before credentials are read again: this long, then twice, … up to five times.
@@ -136,6 +137,7 @@ struct Tries {
 impl Tries {
     fn new(policy: Arc<RetryPolicy>, clock: Arc<Clock>) -> Self {
         let begun = Instant::now();
+    rejected_since: Option<Instant>,
         let deadline = begun + policy.object_deadline;
         let (failed, unavailable, rejected, expired) = (0, 0, 0, 0);
         Self {
@@ -155,6 +157,7 @@ impl Tries {
     /// Forgets what failed before.
     fn progressed(&mut self) {
         self.clock.set_anew();
+            rejected_since: None,
         if self.failed > 0 {
             let deadline = self.deadline;
             *self = Self::new(Arc::clone(&self.policy), Arc::clone(&self.clock));
@@ -225,7 +228,9 @@ impl Tries {
             }
             Kind::Credentials => {
                 self.rejected += 1;
-                let early = self.begun.elapsed() < REJECTED_PATIENCE;
+                let since = if error.lacks_credentials() { self.begun } else { Instant::now() };
+                let since = *self.rejected_since.get_or_insert(since);
+                let early = since.elapsed() < REJECTED_PATIENCE;
                 (early && self.rejected <= REJECTED_RENEWALS).then_some(RENEWAL_DELAY)
             }
             Kind::NotFound | Kind::Denied | Kind::Misconfigured | Kind::Changed | Kind::Other => None,
