@@ -285,11 +285,12 @@ fn two_backups_of_one_cluster_at_once_are_two_good_backups() {
 fn a_backup_whose_server_dies_fails_soon_and_removes_what_it_stored() {
     let site = Site::new();
     let cluster = archiving_cluster(&site);
+    // more than one part once it is compressed
+    cluster.psql("create table large as select md5(i::text) || md5((-i)::text) from generate_series(1, 400000) i");
     site.server.faults().add(When::any().key("tar_partitions"), What::Bandwidth { bytes_per_second: 200 << 10 });
     let backup = spawn_backup(&site, &cluster);
-    let storing =
-        || site.server.count(Operation::PutObject, "tar_partitions") + site.server.count(Operation::UploadPart, "") > 0;
-    support::postgres::wait_until("it stores a partition", Duration::from_secs(30), storing);
+    let storing = || site.server.count(Operation::UploadPart, "tar_partitions") > 0;
+    support::postgres::wait_until("it stores a partition in parts", Duration::from_secs(60), storing);
     cluster.kill9();
     let killed = Instant::now();
     let output = backup.wait();

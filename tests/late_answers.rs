@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use support::{Archive, PgCluster, temp_dir};
 use wal_eve::commands::archive::Archive as OpenArchive;
 use wal_eve::commands::backup_push::{BackupPushOptions, backup_push};
 use wal_eve::formats::key::Layout;
 use wal_eve::formats::lzo1x::Level;
 use wal_eve::storage::{
-    self, FileStore, Kind, Object, ObjectHead, Page, Put, PutOptions, Result, RetryPolicy, StorageError, Store, Upload,
+    self, FileStore, Kind, Object, ObjectHead, Page, Payload, Put, PutOptions, Result, RetryPolicy, StorageError,
+    Store, Upload,
 };
 
 /// Loses the answer to the first write of every key.
@@ -41,7 +41,7 @@ impl Store for Late {
         self.store.head(key).await
     }
 
-    async fn put(&self, key: &str, body: Bytes, options: &PutOptions) -> Result<Put> {
+    async fn put(&self, key: &str, body: Payload, options: &PutOptions) -> Result<Put> {
         let put = self.store.put(key, body, options).await;
         if self.answered.lock().unwrap().insert(key.to_owned()) {
             return Err(StorageError::new("put", self.url(key), Kind::Unavailable, "it took too long"));

@@ -66,7 +66,7 @@ async fn read(store: &Arc<dyn Store>, key: &str) -> Result<Vec<u8>> {
 }
 
 async fn put(store: &Arc<dyn Store>, key: &str, body: &'static [u8]) -> Result<Put> {
-    store.put(key, Bytes::from_static(body), &PutOptions::default()).await
+    store.put(key, Bytes::from_static(body).into(), &PutOptions::default()).await
 }
 
 fn noise(size: usize) -> Vec<u8> {
@@ -407,9 +407,9 @@ async fn options_reach_the_server() {
     let metadata = vec![("wal-eve-sha256".to_owned(), "abc".to_owned())];
     let put_options = PutOptions { content_type: "text/plain", metadata };
     let store = wrapped(options);
-    store.put(KEY, Bytes::from_static(b"x"), &put_options).await.unwrap();
+    store.put(KEY, Bytes::from_static(b"x").into(), &put_options).await.unwrap();
     let upload = store.begin_upload("p/parts", &put_options).await.unwrap();
-    upload.part(1, 0, Bytes::from_static(b"x")).await.unwrap();
+    upload.part(1, 0, Bytes::from_static(b"x").into()).await.unwrap();
     assert_eq!(upload.finish().await.unwrap(), Put::Stored);
     for operation in [Operation::PutObject, Operation::CreateMultipartUpload] {
         let requests = server.requests();
@@ -433,7 +433,7 @@ async fn a_server_that_ignores_conditions_is_asked_first() {
     let store = wrapped(custom(&server));
     assert_eq!(put(&store, KEY, b"second").await.unwrap(), Put::Exists);
     let upload = store.begin_upload(KEY, &PutOptions::default()).await.unwrap();
-    upload.part(1, 0, Bytes::from_static(b"third")).await.unwrap();
+    upload.part(1, 0, Bytes::from_static(b"third").into()).await.unwrap();
     assert_eq!(upload.finish().await.unwrap(), Put::Exists);
     assert_eq!(server.object("b", KEY).unwrap().body, "first");
     assert_eq!(server.count(Operation::PutObject, KEY), 0);
@@ -453,7 +453,7 @@ async fn a_server_that_refuses_conditions_is_asked_first_and_written_without() {
     // One try with the condition is enough.
     assert_eq!((server.count(Operation::PutObject, "p/1"), server.count(Operation::PutObject, "p/2")), (2, 1));
     let upload = store.begin_upload("p/3", &PutOptions::default()).await.unwrap();
-    upload.part(1, 0, Bytes::from_static(b"x")).await.unwrap();
+    upload.part(1, 0, Bytes::from_static(b"x").into()).await.unwrap();
     assert_eq!(upload.finish().await.unwrap(), Put::Stored);
 }
 
@@ -487,7 +487,7 @@ async fn a_put_that_is_cut_is_made_again() {
     server.faults().add(When::operation(Operation::PutObject).once(), What::CutBody { after_bytes: 100_000 });
     let store = wrapped(aws(&server));
     let body = Bytes::from(noise(1_000_000));
-    assert_eq!(store.put(KEY, body.clone(), &PutOptions::default()).await.unwrap(), Put::Stored);
+    assert_eq!(store.put(KEY, body.clone().into(), &PutOptions::default()).await.unwrap(), Put::Stored);
     assert_eq!(server.object("b", KEY).unwrap().body, body);
 }
 
@@ -501,9 +501,9 @@ async fn an_upload_that_stalls_is_made_again() {
     // More than the kernel buffers on both sides.
     let body = Bytes::from(noise(32 << 20));
     let begun = Instant::now();
-    assert_eq!(store.put(KEY, body.clone(), &PutOptions::default()).await.unwrap(), Put::Stored);
+    assert_eq!(store.put(KEY, body.clone().into(), &PutOptions::default()).await.unwrap(), Put::Stored);
     let upload = store.begin_upload("p/parts", &PutOptions::default()).await.unwrap();
-    upload.part(1, 0, body.clone()).await.unwrap();
+    upload.part(1, 0, body.clone().into()).await.unwrap();
     assert_eq!(upload.finish().await.unwrap(), Put::Stored);
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     assert_eq!((server.count(Operation::PutObject, KEY), server.count(Operation::UploadPart, "")), (2, 2));
@@ -518,9 +518,9 @@ async fn damage_on_the_way_to_the_server_is_refused_and_sent_again() {
         server.faults().add(When::operation(Operation::UploadPart).once(), What::FlipByte { at: 500_000 });
         let store = wrapped(options(&server));
         let body = Bytes::from(noise(1_000_000));
-        assert_eq!(store.put(KEY, body.clone(), &PutOptions::default()).await.unwrap(), Put::Stored);
+        assert_eq!(store.put(KEY, body.clone().into(), &PutOptions::default()).await.unwrap(), Put::Stored);
         let upload = store.begin_upload("p/parts", &PutOptions::default()).await.unwrap();
-        upload.part(1, 0, body.clone()).await.unwrap();
+        upload.part(1, 0, body.clone().into()).await.unwrap();
         assert_eq!(upload.finish().await.unwrap(), Put::Stored);
         for key in [KEY, "p/parts"] {
             assert_eq!(server.object("b", key).unwrap().body, body);
@@ -536,7 +536,7 @@ async fn a_server_that_knows_no_checksums_gets_none() {
     let store = wrapped(custom(&server));
     assert_eq!(put(&store, KEY, b"x").await.unwrap(), Put::Stored);
     let upload = store.begin_upload("p/parts", &PutOptions::default()).await.unwrap();
-    upload.part(1, 0, Bytes::from_static(b"x")).await.unwrap();
+    upload.part(1, 0, Bytes::from_static(b"x").into()).await.unwrap();
     assert_eq!(upload.finish().await.unwrap(), Put::Stored);
     assert_eq!(read(&store, KEY).await.unwrap(), b"x");
     store.delete(KEY).await.unwrap();
@@ -546,7 +546,7 @@ async fn a_server_that_knows_no_checksums_gets_none() {
 /// Begins an upload of one part.
 async fn uploaded(store: &Arc<dyn Store>, key: &str) -> Box<dyn storage::Upload> {
     let upload = store.begin_upload(key, &PutOptions::default()).await.unwrap();
-    upload.part(1, 0, Bytes::from_static(b"part")).await.unwrap();
+    upload.part(1, 0, Bytes::from_static(b"part").into()).await.unwrap();
     upload
 }
 
@@ -584,7 +584,7 @@ async fn another_writer_between_the_tries_of_a_completion_is_noticed() {
     server.faults().add(When::operation(Operation::CompleteMultipartUpload).once(), What::internal_error());
     let store = S3Store::new(aws(&server));
     let upload = store.begin_upload(KEY, &PutOptions::default()).await.unwrap();
-    upload.part(1, 0, Bytes::from_static(b"part")).await.unwrap();
+    upload.part(1, 0, Bytes::from_static(b"part").into()).await.unwrap();
     assert_eq!(upload.finish().await.unwrap_err().kind(), Kind::Unavailable);
     server.put_object("b", KEY, "theirs");
     assert_eq!(upload.finish().await.unwrap(), Put::Exists);

@@ -64,6 +64,19 @@ fn keys_of(numbers: impl IntoIterator<Item = u32>) -> Vec<String> {
 // One file.
 
 #[test]
+fn a_link_that_is_slow_but_works_takes_longer_than_patience() {
+    // small buffers, so that what was taken was sent
+    let server = S3Server::builder().receive_buffer_bytes(64 << 10).start();
+    server.create_bucket("b");
+    let site = Site { server, ..Site::new() };
+    site.server.faults().add(When::operation(Operation::PutObject), What::Bandwidth { bytes_per_second: 2 << 20 });
+    fs::write(site.wal.file("large"), noise(1, 16 << 20)).unwrap();
+    let output = site.trusting().run(["wal-push", "--patience", "4", "pg_wal/large"]).assert_success();
+    assert!(output.elapsed > Duration::from_secs(6), "{:?}", output.elapsed);
+    assert_eq!(site.operations(), [Operation::PutObject]);
+}
+
+#[test]
 fn a_trusted_server_is_asked_once_and_with_the_condition() {
     let site = Site::new();
     let path = site.wal.add(1);

@@ -5,8 +5,8 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use futures::stream;
+use futures::{FutureExt as _, StreamExt as _, future, stream};
+use tokio::sync::oneshot;
 
 use super::archive::Archive;
 use super::push_marker::{self, PushMarker, PushMarkers};
@@ -22,7 +22,8 @@ use crate::transfer::wal_upload::{Outcome, upload_wal};
 /// compressed copies keeps the process below 160 MiB.
 const BYTES_IN_FLIGHT: u64 = 64 << 20;
 
-/// How long look-ahead may go on once the file that was asked for is archived.
+/// How long look-ahead may begin with further segments once the file that was asked for is archived. Those that it has begun
+/// with are archived: what was sent of them would be lost.
 const LOOK_AHEAD_GRACE: Duration = Duration::from_secs(30);
 
 /// What to push.
@@ -83,6 +84,13 @@ pub fn already_pushed(url_of: impl Fn(&str) -> String, options: &WalPushOptions)
 /// Archives the file, and looks ahead. Returns well only when the file is durable in the archive; a failed look-ahead is
 /// only logged, since PostgreSQL will hand that segment over itself.
 pub async fn wal_push(archive: &Archive, options: &WalPushOptions) -> Result<WalPushReport> {
+    let pushed = push_and_look_ahead(archive, options).await;
+    // a failure drops what is under way
+    archive.store.settle().await;
+    pushed
+}
+
+async fn push_and_look_ahead(archive: &Archive, options: &WalPushOptions) -> Result<WalPushReport> {
     let file_name = file_name(&options.file)?.to_owned();
     let key = archive.layout.wal(&file_name);
     let pushing = async {
@@ -93,21 +101,19 @@ pub async fn wal_push(archive: &Archive, options: &WalPushOptions) -> Result<Wal
         let (_, outcome) = pushing.await?;
         return Ok(WalPushReport { pushed: outcome.into(), ahead: Vec::new() });
     }
-    let mut ahead = Vec::new();
-    let pushed = {
-        let looking_ahead = look_ahead(archive, options, &mut ahead);
-        futures::pin_mut!(pushing, looking_ahead);
-        // whichever ends first; a failure ends both, since PostgreSQL will call again
-        match futures::future::select(pushing, looking_ahead).await {
-            futures::future::Either::Left((pushed, looking_ahead)) => {
-                let pushed = pushed?;
-                let _ = tokio::time::timeout(LOOK_AHEAD_GRACE, looking_ahead).await;
-                pushed
-            }
-            futures::future::Either::Right(((), pushing)) => pushing.await?,
+    let (archived, is_archived) = oneshot::channel();
+    let pushing = async {
+        let (_, outcome) = pushing.await?;
+        let _ = archived.send(());
+        Result::Ok(outcome)
+    };
+    let no_more = async {
+        if is_archived.await.is_ok() {
+            tokio::time::sleep(LOOK_AHEAD_GRACE).await;
         }
     };
-    let (_, outcome) = pushed;
+    // a failure ends both, since PostgreSQL will call again
+    let (outcome, ahead) = future::try_join(pushing, look_ahead(archive, options, no_more).map(Ok)).await?;
     Ok(WalPushReport { pushed: outcome.into(), ahead })
 }
 
@@ -120,8 +126,14 @@ impl From<Outcome> for Pushed {
     }
 }
 
-/// Pushes the segments that wait in `archive_status`, which is PostgreSQL's own and only read here.
-async fn look_ahead(archive: &Archive, options: &WalPushOptions, done: &mut Vec<SegmentName>) {
+/// Pushes the segments that wait in `archive_status`, which is PostgreSQL's own and only read here. Begins with none after
+/// `no_more`. Those that were pushed.
+async fn look_ahead(
+    archive: &Archive,
+    options: &WalPushOptions,
+    no_more: impl Future<Output = ()>,
+) -> Vec<SegmentName> {
+    let mut done = Vec::new();
     let directory = directory_of(&options.file).to_owned();
     let asked_for = file_name(&options.file).ok().and_then(|name| name.parse::<WalName>().ok());
     let limit = options.pool_size;
@@ -131,7 +143,10 @@ async fn look_ahead(archive: &Archive, options: &WalPushOptions, done: &mut Vec<
     };
     let waiting = match listed {
         Ok(waiting) => waiting,
-        Err(failed) => return tracing::warn!(error = %failed, "not looking ahead"),
+        Err(failed) => {
+            tracing::warn!(error = %failed, "not looking ahead");
+            return done;
+        }
     };
     let waiting: Vec<SegmentName> = waiting
         .into_iter()
@@ -144,14 +159,14 @@ async fn look_ahead(archive: &Archive, options: &WalPushOptions, done: &mut Vec<
     }
     let sizes = waiting.iter().map(|name| directory.join(name.to_string()).metadata().map_or(0, |file| file.len()));
     // nothing waits, or nothing of it is there
-    let Some(largest) = sizes.max().filter(|size| *size > 0) else { return };
+    let Some(largest) = sizes.max().filter(|size| *size > 0) else { return done };
     // the file that was asked for is the first of the window
     let width = usize::try_from(BYTES_IN_FLIGHT / largest).unwrap_or(usize::MAX);
     let width = width.clamp(1, options.pool_size.get());
     // in the server's order, so that what is done is what it asks for next
-    let mut pushes = Box::pin(
-        stream::iter(waiting).map(|name| push_ahead(archive, &directory, name, options, &markers)).buffered(width),
-    );
+    let begun = stream::iter(waiting).take_until(Box::pin(no_more));
+    let pushes = begun.map(|name| push_ahead(archive, &directory, name, options, &markers)).buffered(width);
+    futures::pin_mut!(pushes);
     while let Some(pushed) = pushes.next().await {
         match pushed {
             Ok(Some(name)) => done.push(name),
@@ -159,6 +174,7 @@ async fn look_ahead(archive: &Archive, options: &WalPushOptions, done: &mut Vec<
             Err(failed) => tracing::warn!(error = %failed, "a segment could not be pushed ahead of time"),
         }
     }
+    done
 }
 
 async fn push_ahead(

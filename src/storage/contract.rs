@@ -23,7 +23,7 @@ pub(crate) async fn check_missing(store: &dyn Store) {
     assert_eq!(kind(store.get("a/b", 0, None).await.map(drop)), Kind::Misconfigured, "get");
     assert_eq!(kind(store.head("a/b").await.map(drop)), Kind::Misconfigured, "head");
     assert_eq!(kind(store.list("a/", None).await.map(drop)), Kind::Misconfigured, "list");
-    assert_eq!(kind(store.put("a/b", Bytes::new(), &options()).await.map(drop)), Kind::Misconfigured, "put");
+    assert_eq!(kind(store.put("a/b", Bytes::new().into(), &options()).await.map(drop)), Kind::Misconfigured, "put");
     assert_eq!(kind(store.begin_upload("a/b", &options()).await.map(drop)), Kind::Misconfigured, "begin_upload");
     assert_eq!(kind(store.delete("a/b").await), Kind::Misconfigured, "delete");
 }
@@ -54,7 +54,7 @@ async fn absent_or_whole(store: &dyn Store, prefix: &str) {
     assert!(list_all(store, prefix).await.unwrap().is_empty());
 
     let body = noise(3_000_001);
-    assert_eq!(store.put(&key, body.clone(), &options()).await.unwrap(), Put::Stored);
+    assert_eq!(store.put(&key, body.clone().into(), &options()).await.unwrap(), Put::Stored);
     assert_eq!(read(store, &key, 0).await.unwrap(), body);
     let head = store.head(&key).await.unwrap();
     assert_eq!(head.size, body.len() as u64);
@@ -65,20 +65,20 @@ async fn absent_or_whole(store: &dyn Store, prefix: &str) {
     assert_eq!(kind_of_get(store, prefix.trim_end_matches('/')).await, Kind::NotFound);
 
     let empty = format!("{prefix}empty");
-    assert_eq!(store.put(&empty, Bytes::new(), &options()).await.unwrap(), Put::Stored);
+    assert_eq!(store.put(&empty, Bytes::new().into(), &options()).await.unwrap(), Put::Stored);
     assert_eq!(read(store, &empty, 0).await.unwrap(), b"");
     assert_eq!(store.head(&empty).await.unwrap().size, 0);
 }
 
 async fn never_replaces(store: &dyn Store, prefix: &str) {
     let key = format!("{prefix}a");
-    assert_eq!(store.put(&key, Bytes::from_static(b"first"), &options()).await.unwrap(), Put::Stored);
-    assert_eq!(store.put(&key, Bytes::from_static(b"second"), &options()).await.unwrap(), Put::Exists);
-    assert_eq!(store.put(&key, Bytes::from_static(b"first"), &options()).await.unwrap(), Put::Exists);
+    assert_eq!(store.put(&key, Bytes::from_static(b"first").into(), &options()).await.unwrap(), Put::Stored);
+    assert_eq!(store.put(&key, Bytes::from_static(b"second").into(), &options()).await.unwrap(), Put::Exists);
+    assert_eq!(store.put(&key, Bytes::from_static(b"first").into(), &options()).await.unwrap(), Put::Exists);
     assert_eq!(read(store, &key, 0).await.unwrap(), b"first");
 
     let upload = store.begin_upload(&key, &options()).await.unwrap();
-    upload.part(1, 0, Bytes::from_static(b"third")).await.unwrap();
+    upload.part(1, 0, Bytes::from_static(b"third").into()).await.unwrap();
     assert_eq!(upload.finish().await.unwrap(), Put::Exists);
     assert_eq!(read(store, &key, 0).await.unwrap(), b"first");
 
@@ -86,7 +86,7 @@ async fn never_replaces(store: &dyn Store, prefix: &str) {
     let key = format!("{prefix}race");
     let bodies: Vec<Bytes> = (0..8u8).map(|i| vec![i; 1000].into()).collect();
     let (key, options) = (&key, &options());
-    let puts = bodies.iter().map(async |body| (store.put(key, body.clone(), options).await.unwrap(), body));
+    let puts = bodies.iter().map(async |body| (store.put(key, body.clone().into(), options).await.unwrap(), body));
     let ended = futures::future::join_all(puts).await;
     let winners: Vec<_> = ended.iter().filter(|(put, _)| *put == Put::Stored).collect();
     assert_eq!(winners.len(), 1, "{} of 8 were stored", winners.len());
@@ -100,7 +100,7 @@ async fn uploads_in_parts(store: &dyn Store, prefix: &str) {
     let part = |number: u32| {
         let start = (number as usize - 1) * MIN_PART_SIZE_BYTES;
         let end = body.len().min(start + MIN_PART_SIZE_BYTES);
-        upload.part(number, start as u64, body.slice(start..end))
+        upload.part(number, start as u64, body.slice(start..end).into())
     };
     part(3).await.unwrap();
     futures::future::try_join(part(1), part(2)).await.unwrap();
@@ -113,7 +113,7 @@ async fn uploads_in_parts(store: &dyn Store, prefix: &str) {
 
     let key = format!("{prefix}aborted");
     let upload = store.begin_upload(&key, &options()).await.unwrap();
-    upload.part(1, 0, Bytes::from_static(b"x")).await.unwrap();
+    upload.part(1, 0, Bytes::from_static(b"x").into()).await.unwrap();
     upload.abort().await.unwrap();
     assert_eq!(kind_of_get(store, &key).await, Kind::NotFound);
 }
@@ -121,7 +121,7 @@ async fn uploads_in_parts(store: &dyn Store, prefix: &str) {
 async fn reads_from_an_offset(store: &dyn Store, prefix: &str) {
     let key = format!("{prefix}a");
     let body = noise(1_500_000);
-    store.put(&key, body.clone(), &options()).await.unwrap();
+    store.put(&key, body.clone().into(), &options()).await.unwrap();
     for from in [0, 1, 262_144, 1_499_999, 1_500_000] {
         assert_eq!(read(store, &key, from as u64).await.unwrap(), body[from..], "from byte {from}");
         assert_eq!(store.get(&key, from as u64, None).await.unwrap().head.size, body.len() as u64, "from byte {from}");
@@ -138,7 +138,7 @@ async fn lists_in_byte_order(store: &dyn Store, prefix: &str) {
         if name.ends_with("na") || name.ends_with("na/b") {
             continue; // A file system cannot have both "a" and "a/b".
         }
-        store.put(name, Bytes::copy_from_slice(name.as_bytes()), &options()).await.unwrap();
+        store.put(name, Bytes::copy_from_slice(name.as_bytes()).into(), &options()).await.unwrap();
     }
     let mut expected: Vec<_> =
         names.iter().filter(|name| !name.ends_with("na") && !name.ends_with("na/b")).cloned().collect();
@@ -165,11 +165,11 @@ async fn lists_in_byte_order(store: &dyn Store, prefix: &str) {
 
 async fn deletes(store: &dyn Store, prefix: &str) {
     let key = format!("{prefix}a");
-    store.put(&key, Bytes::from_static(b"one"), &options()).await.unwrap();
+    store.put(&key, Bytes::from_static(b"one").into(), &options()).await.unwrap();
     store.delete(&key).await.unwrap();
     assert_eq!(kind_of_get(store, &key).await, Kind::NotFound);
     store.delete(&key).await.unwrap();
-    assert_eq!(store.put(&key, Bytes::from_static(b"two"), &options()).await.unwrap(), Put::Stored);
+    assert_eq!(store.put(&key, Bytes::from_static(b"two").into(), &options()).await.unwrap(), Put::Stored);
     assert_eq!(read(store, &key, 0).await.unwrap(), b"two");
 }
 
@@ -178,7 +178,7 @@ async fn keeps_odd_keys_apart(store: &dyn Store, prefix: &str) {
     let keys = names.map(|name| format!("{prefix}{name}"));
     for key in &keys {
         assert_eq!(
-            store.put(key, Bytes::copy_from_slice(key.as_bytes()), &options()).await.unwrap(),
+            store.put(key, Bytes::copy_from_slice(key.as_bytes()).into(), &options()).await.unwrap(),
             Put::Stored,
             "{key}"
         );

@@ -24,6 +24,14 @@ pub enum Kind {
     Other,
 }
 
+/// What is wrong with credentials, where they are the failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Credentials {
+    Refused,
+    Expired,
+    Missing,
+}
+
 /// A store operation that failed: what was tried on which object, and why not.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {verb} \"{url}\"")]
@@ -32,7 +40,7 @@ pub struct StorageError {
     url: String,
     kind: Kind,
     hint: Option<String>,
-    expired: bool,
+    credentials: Credentials,
     #[source]
     source: Box<dyn Error + Send + Sync>,
 }
@@ -45,7 +53,7 @@ impl StorageError {
         kind: Kind,
         source: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
-        Self { verb, url: url.into(), kind, hint: None, expired: false, source: source.into() }
+        Self { verb, url: url.into(), kind, hint: None, credentials: Credentials::Refused, source: source.into() }
     }
 
     /// Adds what the user can do about it: whole sentences.
@@ -58,7 +66,14 @@ impl StorageError {
     /// Marks credentials as good once but expired: whoever provides them is expected to provide newer ones.
     #[must_use]
     pub fn with_expired_credentials(mut self) -> Self {
-        self.expired = true;
+        self.credentials = Credentials::Expired;
+        self
+    }
+
+    /// Marks credentials as looked for and not found.
+    #[must_use]
+    pub fn with_missing_credentials(mut self) -> Self {
+        self.credentials = Credentials::Missing;
         self
     }
 
@@ -73,7 +88,12 @@ impl StorageError {
 
     /// Whether newer credentials than the ones used are to be expected.
     pub fn has_expired_credentials(&self) -> bool {
-        self.expired
+        self.credentials == Credentials::Expired
+    }
+
+    /// Whether no credentials were found, rather than the server having refused some.
+    pub fn lacks_credentials(&self) -> bool {
+        self.credentials == Credentials::Missing
     }
 
     /// The object's whole address.

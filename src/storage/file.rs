@@ -31,7 +31,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 
 use super::parts::{self, Parts, Span};
-use super::{Body, Kind, Object, ObjectHead, Page, Put, PutOptions, Result, StorageError, Store, Upload};
+use super::{Body, Kind, Object, ObjectHead, Page, Payload, Put, PutOptions, Result, StorageError, Store, Upload};
 use crate::fs::durable::{self, FsError, Published, Staged};
 
 /// Where temporary files live in each directory of the store; listings leave it out, and keys cannot name it.
@@ -110,7 +110,7 @@ impl Store for FileStore {
         self.blocking("look up", key, |root, key| Ok(root.head(key, &root.open("look up", key)?.1))).await
     }
 
-    async fn put(&self, key: &str, body: Bytes, options: &PutOptions) -> Result<Put> {
+    async fn put(&self, key: &str, body: Payload, options: &PutOptions) -> Result<Put> {
         let metadata = options.metadata.clone();
         self.blocking("put", key, move |root, key| {
             let target = root.path_of("put", key)?;
@@ -118,7 +118,7 @@ impl Store for FileStore {
                 return root.existing("put", key, &target);
             }
             let mut staged = root.stage("put", key, &target)?;
-            staged.write_all(&body).map_err(|error| root.error("put", key, error))?;
+            staged.write_all(&body.bytes).map_err(|error| root.error("put", key, error))?;
             root.publish("put", key, staged, &target, metadata)
         })
         .await
@@ -469,7 +469,7 @@ impl FileUpload {
 
 #[async_trait]
 impl Upload for FileUpload {
-    async fn part(&self, number: u32, offset: u64, body: Bytes) -> Result<()> {
+    async fn part(&self, number: u32, offset: u64, body: Payload) -> Result<()> {
         let state = Arc::clone(&self.state);
         self.store
             .blocking("write part of", &self.key, move |root, key| {
@@ -477,8 +477,8 @@ impl Upload for FileUpload {
                 let State::Open { staged, parts } = &*state else {
                     return Err(Self::given_up(root, "write part of", key));
                 };
-                staged.write_all_at(&body, offset).map_err(|error| root.error("write part of", key, error))?;
-                let span = Span { offset, length: body.len() as u64 };
+                staged.write_all_at(&body.bytes, offset).map_err(|error| root.error("write part of", key, error))?;
+                let span = Span { offset, length: body.bytes.len() as u64 };
                 parts.lock().unwrap_or_else(PoisonError::into_inner).insert(number, span);
                 Ok(())
             })
@@ -535,7 +535,7 @@ mod tests {
     }
 
     async fn put(store: &FileStore, key: &str) -> Result<Put> {
-        store.put(key, Bytes::copy_from_slice(key.as_bytes()), &PutOptions::default()).await
+        store.put(key, Bytes::copy_from_slice(key.as_bytes()).into(), &PutOptions::default()).await
     }
 
     #[tokio::test]
@@ -594,7 +594,7 @@ mod tests {
         let upload = store.begin_upload("a/b/c/new", &PutOptions::default()).await.unwrap();
         store.delete("a/b/c/y").await.unwrap();
         assert!(root.join("a/b/c").is_dir(), "an upload is under way there");
-        upload.part(1, 0, Bytes::from_static(b"x")).await.unwrap();
+        upload.part(1, 0, Bytes::from_static(b"x").into()).await.unwrap();
         assert_eq!(upload.finish().await.unwrap(), Put::Stored);
         store.delete("a/b/c/new").await.unwrap();
         assert!(!root.join("a/b").exists() && root.join("a/z").exists());
@@ -670,8 +670,8 @@ mod tests {
         let (directory, store) = store();
         let options = |id: &str| PutOptions { content_type: "", metadata: vec![("id".into(), id.into())] };
         // an answer that came too late: the next try finds the name taken
-        assert_eq!(store.put("a", Bytes::from_static(b"x"), &options("one")).await.unwrap(), Put::Stored);
-        assert_eq!(store.put("a", Bytes::from_static(b"x"), &options("one")).await.unwrap(), Put::Exists);
+        assert_eq!(store.put("a", Bytes::from_static(b"x").into(), &options("one")).await.unwrap(), Put::Stored);
+        assert_eq!(store.put("a", Bytes::from_static(b"x").into(), &options("one")).await.unwrap(), Put::Exists);
         assert_eq!(store.head("a").await.unwrap().metadata("id"), Some("one"));
         // of two that stage the same name at once, the second has lost, whoever asks
         let uploads = [
@@ -679,7 +679,7 @@ mod tests {
             store.begin_upload("b", &options("two")).await.unwrap(),
         ];
         for upload in &uploads {
-            upload.part(1, 0, Bytes::from_static(b"x")).await.unwrap();
+            upload.part(1, 0, Bytes::from_static(b"x").into()).await.unwrap();
         }
         assert_eq!(uploads[1].finish().await.unwrap(), Put::Stored);
         assert_eq!(uploads[0].finish().await.unwrap(), Put::Exists);
@@ -688,7 +688,7 @@ mod tests {
         let other = FileStore::new(directory.path().join("root"));
         assert_eq!(other.head("a").await.unwrap().metadata, []);
         store.delete("a").await.unwrap();
-        assert_eq!(other.put("a", Bytes::from_static(b"x"), &options("other")).await.unwrap(), Put::Stored);
+        assert_eq!(other.put("a", Bytes::from_static(b"x").into(), &options("other")).await.unwrap(), Put::Stored);
         assert_eq!(store.head("a").await.unwrap().metadata, []);
     }
 
@@ -696,8 +696,8 @@ mod tests {
     async fn parts_with_a_gap_are_not_published() {
         let (_directory, store) = store();
         let upload = store.begin_upload("a", &PutOptions::default()).await.unwrap();
-        upload.part(1, 0, Bytes::from_static(b"x")).await.unwrap();
-        upload.part(2, 2, Bytes::from_static(b"y")).await.unwrap();
+        upload.part(1, 0, Bytes::from_static(b"x").into()).await.unwrap();
+        upload.part(2, 2, Bytes::from_static(b"y").into()).await.unwrap();
         assert_eq!(upload.finish().await.unwrap_err().kind(), Kind::Other);
         assert_eq!(store.head("a").await.unwrap_err().kind(), Kind::NotFound);
     }

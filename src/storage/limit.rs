@@ -4,11 +4,10 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Object, ObjectHead, Page, Put, PutOptions, Result, Store, Upload};
+use super::{Object, ObjectHead, Page, Payload, Put, PutOptions, Result, Store, Upload};
 
 /// A store that lets a number of operations pass at a time and makes others wait in order. A body keeps its permit until
 /// it ended or was dropped, so an idle reader counts as much as a busy one.
@@ -57,7 +56,7 @@ impl<S: Store> Store for Limited<S> {
         self.store.head(key).await
     }
 
-    async fn put(&self, key: &str, body: Bytes, options: &PutOptions) -> Result<Put> {
+    async fn put(&self, key: &str, body: Payload, options: &PutOptions) -> Result<Put> {
         let _permit = self.permits.acquire().await;
         self.store.put(key, body, options).await
     }
@@ -91,7 +90,7 @@ struct LimitedUpload {
 
 #[async_trait]
 impl Upload for LimitedUpload {
-    async fn part(&self, number: u32, offset: u64, body: Bytes) -> Result<()> {
+    async fn part(&self, number: u32, offset: u64, body: Payload) -> Result<()> {
         let _permit = self.permits.acquire().await;
         self.upload.part(number, offset, body).await
     }
@@ -145,7 +144,7 @@ mod tests {
     async fn an_upload_holds_no_permit_between_its_requests() {
         let store = one_permit().await;
         let upload = store.begin_upload("b", &PutOptions::default()).await.unwrap();
-        upload.part(1, 0, Bytes::from_static(b"x")).await.unwrap();
+        upload.part(1, 0, bytes::Bytes::from_static(b"x").into()).await.unwrap();
         assert!(passes(&store).await);
         assert_eq!(upload.finish().await.unwrap(), Put::Stored);
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 
 use super::parts::{self, Span};
-use super::{Kind, Listed, Object, ObjectHead, Page, Put, PutOptions, Result, StorageError, Store, Upload};
+use super::{Kind, Listed, Object, ObjectHead, Page, Payload, Put, PutOptions, Result, StorageError, Store, Upload};
 
 /// A store that forgets. Clones share their objects.
 #[derive(Debug, Clone, Default)]
@@ -104,8 +104,8 @@ impl Store for MemoryStore {
         Ok(self.entry("look up", key)?.head)
     }
 
-    async fn put(&self, key: &str, body: Bytes, options: &PutOptions) -> Result<Put> {
-        Ok(self.insert(key, body, options))
+    async fn put(&self, key: &str, body: Payload, options: &PutOptions) -> Result<Put> {
+        Ok(self.insert(key, body.bytes, options))
     }
 
     async fn begin_upload(&self, key: &str, options: &PutOptions) -> Result<Box<dyn Upload>> {
@@ -152,8 +152,8 @@ struct UploadState {
 
 #[async_trait]
 impl Upload for MemoryUpload {
-    async fn part(&self, number: u32, offset: u64, body: Bytes) -> Result<()> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).parts.insert(number, (offset, body));
+    async fn part(&self, number: u32, offset: u64, body: Payload) -> Result<()> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).parts.insert(number, (offset, body.bytes));
         Ok(())
     }
 

@@ -11,6 +11,7 @@ pub mod file;
 pub mod limit;
 pub mod memory;
 mod parts;
+pub mod payload;
 pub mod retry;
 pub mod s3;
 pub mod stall;
@@ -27,6 +28,7 @@ use futures::{Stream, TryStreamExt as _, stream};
 pub use error::{Kind, StorageError};
 pub use file::FileStore;
 pub use memory::MemoryStore;
+pub use payload::Payload;
 pub use retry::RetryPolicy;
 pub use s3::S3Store;
 
@@ -114,7 +116,7 @@ pub trait Store: Send + Sync {
     async fn head(&self, key: &str) -> Result<ObjectHead>;
 
     /// Writes a new object in one request.
-    async fn put(&self, key: &str, body: Bytes, options: &PutOptions) -> Result<Put>;
+    async fn put(&self, key: &str, body: Payload, options: &PutOptions) -> Result<Put>;
 
     /// Starts writing a new object in parts.
     async fn begin_upload(&self, key: &str, options: &PutOptions) -> Result<Box<dyn Upload>>;
@@ -127,6 +129,9 @@ pub trait Store: Send + Sync {
 
     /// Drops credentials held in memory so that the next request reads them again.
     async fn renew_credentials(&self) {}
+
+    /// Waits until the parts of uploads that were dropped half-way are removed.
+    async fn settle(&self) {}
 }
 
 /// One page of a listing.
@@ -139,12 +144,12 @@ pub struct Page {
 }
 
 /// A new object being written in parts. Parts may be sent concurrently and again. Dropping it without `finish` or `abort`
-/// leaves parts behind that no reader sees.
+/// leaves parts behind that no reader sees; a store that [`wrap`] made removes them in the background ([`Store::settle`]).
 #[async_trait]
 pub trait Upload: Send + Sync {
     /// Sends part `number` (from 1) that begins at byte `offset` of the object. Every part but the last has at least
     /// [`MIN_PART_SIZE_BYTES`].
-    async fn part(&self, number: u32, offset: u64, body: Bytes) -> Result<()>;
+    async fn part(&self, number: u32, offset: u64, body: Payload) -> Result<()>;
 
     /// Publishes the object. Asked again after a lost answer, says what is there.
     async fn finish(&self) -> Result<Put>;

@@ -3,10 +3,14 @@
 //! One policy, and the only one: the S3 client below makes each request once. [`Kind`] decides: `Unavailable` is tried
 //! again with growing, jittered waits; `Credentials` after reading them again; everything else fails at once. A broken
 //! body goes on from its last good byte, of the same version of the object, and every byte that arrives sets its count of
-//! failures back to zero. Each further try leaves one line in the log.
+//! failures back to zero. While the server takes bytes of a write, the write may go on. Each further try leaves one line in
+//! the log.
+
+mod upload;
 
 use std::future::Future;
 use std::num::NonZeroU32;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +19,8 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use tokio::time::Instant;
 
-use super::{Body, Kind, Object, ObjectHead, Page, Put, PutOptions, Result, StorageError, Store, Upload};
+use self::upload::{Dropped, RetryingUpload};
+use super::{Body, Kind, Object, ObjectHead, Page, Payload, Put, PutOptions, Result, StorageError, Store, Upload};
 
 /// How often, how fast and how long. The defaults of [`RetryPolicy::default`] are given with each field.
 #[derive(Debug, Clone)]
@@ -38,8 +43,8 @@ pub struct RetryPolicy {
     /// How long to go on without any success, counted from the making of the store. None.
     pub patience: Option<Duration>,
     /// The same after that, or without it from the first: counted from the last success, which is an answer or bytes of a
-    /// body, and never from before an operation began, so that neither idleness nor an earlier outage takes away from it.
-    /// None.
+    /// body in either direction, and never from before an operation began, so that neither idleness nor an earlier outage
+    /// takes away from it. None.
     pub patience_once_reached: Option<Duration>,
 }
 
@@ -62,9 +67,13 @@ impl Default for RetryPolicy {
 /// leaves a wrong key some three seconds.
 const REJECTED_RENEWALS: u32 = 2;
 
-/// Rejected credentials are not read again later than this after the first try: asking the metadata service of a machine
-/// that has none takes some seconds each time, and a hopeless command is to end within ten.
+/// Rejected credentials are not read again later than this after the first rejection, and none are looked for later than this
+/// after the first try: asking the metadata service of a machine that has none takes some seconds each time, and a hopeless
+/// command is to end within ten.
 const REJECTED_PATIENCE: Duration = Duration::from_secs(4);
+
+/// How often to see whether the server takes bytes of a write.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The wait before credentials are read again: this long, then twice, … up to five times.
 const RENEWAL_DELAY: Duration = Duration::from_secs(1);
@@ -75,6 +84,7 @@ pub struct Retrying<S> {
     store: Arc<S>,
     policy: Arc<RetryPolicy>,
     clock: Arc<Clock>,
+    dropped: Arc<Dropped>,
 }
 
 /// Since when patience with a store counts. Every success sets it anew, so that it bounds an outage and not the work.
@@ -107,7 +117,7 @@ impl<S: Store> Retrying<S> {
     /// The clock of [`RetryPolicy::patience`] starts here.
     pub fn new(store: S, policy: RetryPolicy) -> Self {
         let clock = Clock(Mutex::new(Since::Making(Instant::now())));
-        Self { store: Arc::new(store), policy: Arc::new(policy), clock: Arc::new(clock) }
+        Self { store: Arc::new(store), policy: Arc::new(policy), clock: Arc::new(clock), dropped: Arc::default() }
     }
 
     fn tries(&self) -> Tries {
@@ -127,6 +137,7 @@ struct Tries {
     failed: u32,
     unavailable: u32,
     rejected: u32,
+    rejected_since: Option<Instant>,
     expired: u32,
     expired_since: Option<Instant>,
     /// What the try before failed with.
@@ -146,10 +157,16 @@ impl Tries {
             failed,
             unavailable,
             rejected,
+            rejected_since: None,
             expired,
             expired_since: None,
             before: None,
         }
+    }
+
+    /// For another operation.
+    fn anew(&self) -> Self {
+        Self::new(Arc::clone(&self.policy), Arc::clone(&self.clock))
     }
 
     /// Forgets what failed before.
@@ -157,7 +174,7 @@ impl Tries {
         self.clock.set_anew();
         if self.failed > 0 {
             let deadline = self.deadline;
-            *self = Self::new(Arc::clone(&self.policy), Arc::clone(&self.clock));
+            *self = self.anew();
             self.deadline = deadline;
         }
     }
@@ -166,16 +183,31 @@ impl Tries {
         self.clock.end(&self.policy, self.begun).map_or(self.deadline, |end| end.min(self.deadline))
     }
 
-    /// Makes one try, within what time is left.
+    /// Makes one try, within what time is left. Bytes of `sent` that the server takes are a success.
     async fn attempt<T>(
         &self,
         verb: &'static str,
         url: impl FnOnce() -> String,
+        sent: Option<&Payload>,
         work: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        match tokio::time::timeout_at(self.limit(), work).await {
-            Ok(result) => result,
-            Err(_) => Err(StorageError::new(verb, url(), Kind::Unavailable, "the time allowed for it is over")),
+        let mut work = pin!(work);
+        let taken = || sent.map_or(0, Payload::taken);
+        let mut before = taken();
+        loop {
+            let look = self.limit().min(Instant::now() + LOOK);
+            if let Ok(result) = tokio::time::timeout_at(look, &mut work).await {
+                return result;
+            }
+            let now = taken();
+            if now > before {
+                before = now;
+                self.clock.set_anew();
+            }
+            // another operation's success counts too
+            if Instant::now() >= self.limit() {
+                return Err(StorageError::new(verb, url(), Kind::Unavailable, "the time allowed for it is over"));
+            }
         }
     }
 
@@ -225,7 +257,9 @@ impl Tries {
             }
             Kind::Credentials => {
                 self.rejected += 1;
-                let early = self.begun.elapsed() < REJECTED_PATIENCE;
+                let since = if error.lacks_credentials() { self.begun } else { Instant::now() };
+                let since = *self.rejected_since.get_or_insert(since);
+                let early = since.elapsed() < REJECTED_PATIENCE;
                 (early && self.rejected <= REJECTED_RENEWALS).then_some(RENEWAL_DELAY)
             }
             Kind::NotFound | Kind::Denied | Kind::Misconfigured | Kind::Changed | Kind::Other => None,
@@ -253,10 +287,11 @@ async fn run<T, F: Future<Output = Result<T>>>(
     store: &impl Store,
     verb: &'static str,
     url: impl Fn() -> String,
+    sent: Option<&Payload>,
     mut operation: impl FnMut() -> F,
 ) -> Result<T> {
     loop {
-        match tries.attempt(verb, &url, operation()).await {
+        match tries.attempt(verb, &url, sent, operation()).await {
             Ok(value) => {
                 tries.progressed();
                 return Ok(value);
@@ -275,7 +310,7 @@ impl<S: Store + 'static> Store for Retrying<S> {
     async fn get(&self, key: &str, from: u64, etag: Option<&str>) -> Result<Object> {
         let url = || self.url(key);
         let open = || self.store.get(key, from, etag);
-        let Object { head, body } = run(self.tries(), &*self.store, "get", url, open).await?;
+        let Object { head, body } = run(self.tries(), &*self.store, "get", url, None, open).await?;
         let reading = Reading {
             store: Arc::clone(&self.store),
             key: key.to_owned(),
@@ -296,31 +331,35 @@ impl<S: Store + 'static> Store for Retrying<S> {
     }
 
     async fn head(&self, key: &str) -> Result<ObjectHead> {
-        run(self.tries(), &*self.store, "look up", || self.url(key), || self.store.head(key)).await
+        run(self.tries(), &*self.store, "look up", || self.url(key), None, || self.store.head(key)).await
     }
 
-    async fn put(&self, key: &str, body: Bytes, options: &PutOptions) -> Result<Put> {
+    async fn put(&self, key: &str, body: Payload, options: &PutOptions) -> Result<Put> {
         let put = || self.store.put(key, body.clone(), options);
-        run(self.tries(), &*self.store, "put", || self.url(key), put).await
+        run(self.tries(), &*self.store, "put", || self.url(key), Some(&body), put).await
     }
 
     async fn begin_upload(&self, key: &str, options: &PutOptions) -> Result<Box<dyn Upload>> {
         let begin = || self.store.begin_upload(key, options);
-        let upload = run(self.tries(), &*self.store, "begin upload of", || self.url(key), begin).await?;
-        let (store, policy) = (Arc::clone(&self.store), Arc::clone(&self.policy));
-        Ok(Box::new(RetryingUpload { upload, key: key.to_owned(), store, policy, clock: Arc::clone(&self.clock) }))
+        let upload = run(self.tries(), &*self.store, "begin upload of", || self.url(key), None, begin).await?;
+        let (store, dropped) = (Arc::clone(&self.store), Arc::clone(&self.dropped));
+        Ok(Box::new(RetryingUpload::new(upload, self.url(key), store, self.tries(), dropped)))
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page> {
-        run(self.tries(), &*self.store, "list", || self.url(prefix), || self.store.list(prefix, after)).await
+        run(self.tries(), &*self.store, "list", || self.url(prefix), None, || self.store.list(prefix, after)).await
     }
 
     async fn delete(&self, key: &str) -> Result<()> {
-        run(self.tries(), &*self.store, "delete", || self.url(key), || self.store.delete(key)).await
+        run(self.tries(), &*self.store, "delete", || self.url(key), None, || self.store.delete(key)).await
     }
 
     async fn renew_credentials(&self) {
         self.store.renew_credentials().await;
+    }
+
+    async fn settle(&self) {
+        self.dropped.wait().await;
     }
 }
 
@@ -385,7 +424,7 @@ impl<S: Store> Reading<S> {
 
     async fn reopen(&self) -> Result<Body> {
         let get = self.store.get(&self.key, self.position, self.head.etag.as_deref());
-        match self.tries.attempt("get", || self.store.url(&self.key), get).await {
+        match self.tries.attempt("get", || self.store.url(&self.key), None, get).await {
             Ok(Object { head, body }) if self.same_version(&head) => Ok(body),
             Ok(_) => Err(self.error(Kind::Changed, "the object is another one by now".into())),
             // It was there: an answer of "not there" to the whole get would be wrong.
@@ -405,39 +444,6 @@ impl<S: Store> Reading<S> {
 
     fn error(&self, kind: Kind, source: String) -> StorageError {
         StorageError::new("get", self.store.url(&self.key), kind, source)
-    }
-}
-
-struct RetryingUpload<S> {
-    upload: Box<dyn Upload>,
-    key: String,
-    store: Arc<S>,
-    policy: Arc<RetryPolicy>,
-    clock: Arc<Clock>,
-}
-
-impl<S: Store> RetryingUpload<S> {
-    async fn run<T, F>(&self, verb: &'static str, operation: impl FnMut() -> F) -> Result<T>
-    where
-        F: Future<Output = Result<T>>,
-    {
-        let tries = Tries::new(Arc::clone(&self.policy), Arc::clone(&self.clock));
-        run(tries, &*self.store, verb, || self.store.url(&self.key), operation).await
-    }
-}
-
-#[async_trait]
-impl<S: Store> Upload for RetryingUpload<S> {
-    async fn part(&self, number: u32, offset: u64, body: Bytes) -> Result<()> {
-        self.run("write part of", || self.upload.part(number, offset, body.clone())).await
-    }
-
-    async fn finish(&self) -> Result<Put> {
-        self.run("finish upload of", || self.upload.finish()).await
-    }
-
-    async fn abort(&self) -> Result<()> {
-        self.run("abort upload of", || self.upload.abort()).await
     }
 }
 

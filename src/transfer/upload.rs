@@ -36,7 +36,7 @@ pub async fn upload(
     let first = parts.try_next().await?.unwrap_or_default();
     let Some(second) = parts.try_next().await? else {
         let len = first.len() as u64;
-        let put = store.put(key, first, options).await?;
+        let put = store.put(key, first.into(), options).await?;
         progress.inspect(|progress| progress.add_stored(len));
         return Ok(put);
     };
@@ -49,7 +49,7 @@ pub async fn upload(
             let (number, len, begin) = (number, part.len() as u64, offset);
             offset += len;
             async move {
-                upload.part(number, begin, part).await?;
+                upload.part(number, begin, part.into()).await?;
                 progress.inspect(|progress| progress.add_stored(len));
                 Result::Ok(())
             }

@@ -56,7 +56,7 @@ pub async fn upload_wal(store: &dyn Store, key: &str, path: &Path, level: Level)
     let (digest, put) = if state.size <= IN_MEMORY_LIMIT_BYTES {
         let (digest, body) =
             read_once(file, state.size, path, |plain| lzop_stream(level, mode, mtime_seconds, plain)).await?;
-        (digest, store.put(key, body, &identity::put_options(&digest.sha256)).await?)
+        (digest, store.put(key, body.into(), &identity::put_options(&digest.sha256)).await?)
     } else {
         let hashed = path.to_owned();
         let digest = off_async(move || digest(&hashed)).await?;

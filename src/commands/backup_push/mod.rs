@@ -71,10 +71,13 @@ pub async fn backup_push(
     options: &BackupPushOptions,
     progress: Arc<Progress>,
 ) -> Result<BackupPushReport> {
-    match &options.server {
+    let pushed = match &options.server {
         Some(settings) => online::backup_push(archive, options, settings, progress).await,
         None => offline::backup_push(archive, options, progress).await,
-    }
+    };
+    // a failure drops the partitions that are under way
+    archive.store.settle().await;
+    pushed
 }
 
 /// The metadata that tells a backup's own objects from others of the same name.
@@ -121,7 +124,7 @@ impl<'a> Unfinished<'a> {
 
     /// Stores a small object; whether it, and no other, is there now.
     async fn put(&self, key: &str, body: Bytes, content_type: &'static str) -> Result<bool> {
-        let put = self.archive.store.put(key, body.clone(), &self.put_options(content_type)).await?;
+        let put = self.archive.store.put(key, body.clone().into(), &self.put_options(content_type)).await?;
         if self.is_own(key, put).await? {
             return Ok(true);
         }

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use futures::TryStreamExt;
 
 use super::super::{MemoryStore, wrap};
+use super::upload::SETTLE_TIMEOUT;
 use super::*;
 
 /// What the next request does instead of being answered.
@@ -15,7 +16,11 @@ enum Fault {
     Fail(Kind),
     Expired,
     /// Fails for want of credentials after having looked for them for seconds.
-    SlowlyRejected,
+    SlowlyMissing,
+    /// Refuses the credentials after seconds.
+    SlowlyRefused,
+    /// Takes so many bytes of a write, a thousand every ten seconds, and nothing after them.
+    TakeSlowly(usize),
     Stall,
     /// The body ends silently after this many bytes.
     Cut(usize),
@@ -62,9 +67,10 @@ impl Scripted {
             Some(Fault::Expired) => {
                 Err(StorageError::new("try", "x", Kind::Credentials, "expired").with_expired_credentials())
             }
-            Some(Fault::SlowlyRejected) => {
+            Some(fault @ (Fault::SlowlyMissing | Fault::SlowlyRefused)) => {
                 tokio::time::sleep(Duration::from_secs(5)).await;
-                Err(StorageError::new("try", "x", Kind::Credentials, "none found"))
+                let error = StorageError::new("try", "x", Kind::Credentials, "as scripted");
+                Err(if matches!(fault, Fault::SlowlyMissing) { error.with_missing_credentials() } else { error })
             }
             Some(Fault::Stall) => std::future::pending().await,
             fault => Ok(fault),
@@ -109,9 +115,7 @@ impl Store for Scripted {
                 self.inner.delete(key).await?;
                 body
             }
-            Some(Fault::Fail(_) | Fault::Expired | Fault::SlowlyRejected | Fault::Stall) => {
-                unreachable!("done with before")
-            }
+            Some(_) => unreachable!("done with before, or of a write"),
         };
         Ok(Object { head, body })
     }
@@ -121,8 +125,16 @@ impl Store for Scripted {
         self.inner.head(key).await
     }
 
-    async fn put(&self, key: &str, body: Bytes, options: &PutOptions) -> Result<Put> {
-        self.next("put".into()).await?;
+    async fn put(&self, key: &str, body: Payload, options: &PutOptions) -> Result<Put> {
+        if let Some(Fault::TakeSlowly(bytes)) = self.next("put".into()).await? {
+            for taken in (1000..=bytes).step_by(1000) {
+                tokio::time::sleep(Duration::from_secs(10)).await;
+                body.note_taken(taken);
+            }
+            if bytes < body.bytes.len() {
+                std::future::pending().await
+            }
+        }
         self.inner.put(key, body, options).await
     }
 
@@ -154,7 +166,7 @@ struct ScriptedUpload {
 
 #[async_trait]
 impl Upload for ScriptedUpload {
-    async fn part(&self, number: u32, offset: u64, body: Bytes) -> Result<()> {
+    async fn part(&self, number: u32, offset: u64, body: Payload) -> Result<()> {
         self.store.next(format!("part {number}")).await?;
         self.upload.part(number, offset, body).await
     }
@@ -211,7 +223,7 @@ async fn what_another_try_cannot_cure_fails_at_once() {
         let options = PutOptions::default();
         assert_eq!(store.get("a", 0, None).await.map(drop).unwrap_err().kind(), kind);
         assert_eq!(store.head("a").await.map(drop).unwrap_err().kind(), kind);
-        assert_eq!(store.put("b", Bytes::new(), &options).await.map(drop).unwrap_err().kind(), kind);
+        assert_eq!(store.put("b", Bytes::new().into(), &options).await.map(drop).unwrap_err().kind(), kind);
         assert_eq!(store.begin_upload("b", &options).await.map(drop).unwrap_err().kind(), kind);
         assert_eq!(store.list("", None).await.map(drop).unwrap_err().kind(), kind);
         assert_eq!(store.delete("b").await.unwrap_err().kind(), kind);
@@ -228,11 +240,11 @@ async fn every_operation_is_tried_again() {
     fail();
     store.head("a").await.unwrap();
     fail();
-    assert_eq!(store.put("b", Bytes::new(), &options).await.unwrap(), Put::Stored);
+    assert_eq!(store.put("b", Bytes::new().into(), &options).await.unwrap(), Put::Stored);
     fail();
     let upload = store.begin_upload("c", &options).await.unwrap();
     fail();
-    upload.part(1, 0, Bytes::from_static(b"x")).await.unwrap();
+    upload.part(1, 0, Bytes::from_static(b"x").into()).await.unwrap();
     fail();
     assert_eq!(upload.finish().await.unwrap(), Put::Stored);
     fail();
@@ -337,8 +349,18 @@ async fn rejected_credentials_are_read_again_twice_and_given_up_within_ten_secon
 }
 
 #[tokio::test(start_paused = true)]
+async fn credentials_that_are_refused_late_are_read_again_all_the_same() {
+    let scripted = Scripted::new([Fault::SlowlyRefused]);
+    assert!(standard(&scripted).head("a").await.is_ok());
+    assert_eq!(scripted.requests(), ["head", "renew", "head"]);
+    let scripted = Scripted::new([Fault::SlowlyRefused; 99]);
+    assert_eq!(standard(&scripted).head("a").await.unwrap_err().kind(), Kind::Credentials);
+    assert_eq!(scripted.requests(), ["head", "renew", "head"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn credentials_that_are_slow_to_be_missing_are_given_up_within_ten_seconds() {
-    let scripted = Scripted::new([Fault::SlowlyRejected; 99]);
+    let scripted = Scripted::new([Fault::SlowlyMissing; 99]);
     let begun = Instant::now();
     assert_eq!(standard(&scripted).head("a").await.unwrap_err().kind(), Kind::Credentials);
     assert_eq!(scripted.requests(), ["head"]);
@@ -407,6 +429,62 @@ async fn patience_bounds_an_outage_and_not_the_work() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_that_the_server_takes_slowly_outlasts_patience() {
+    let patience = Some(Duration::from_secs(15));
+    let policy =
+        RetryPolicy { attempts: NonZeroU32::MAX, patience, patience_once_reached: patience, ..RetryPolicy::default() };
+    let body = || Bytes::from(vec![7; 10_000]);
+    let scripted = Scripted::new([Fault::TakeSlowly(10_000)]);
+    // longer than the write, so that only patience counts
+    let patient = RetryPolicy { stall_timeout: Duration::from_secs(1000), ..policy.clone() };
+    let begun = Instant::now();
+    assert!(wrapped(&scripted, patient.clone()).put("b", body().into(), &PutOptions::default()).await.is_ok());
+    assert_eq!((begun.elapsed(), scripted.count("put")), (Duration::from_secs(100), 1));
+    // and ends with the last byte that was taken
+    let scripted = Scripted::new([Fault::TakeSlowly(5000)]);
+    let begun = Instant::now();
+    assert!(wrapped(&scripted, patient).put("b", body().into(), &PutOptions::default()).await.is_err());
+    assert!((50 + 15..=50 + 17).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    // what a dead connection takes in each try is taken once
+    let scripted = Scripted::new([Fault::TakeSlowly(1000); 99]);
+    let begun = Instant::now();
+    assert!(wrapped(&scripted, policy).put("b", body().into(), &PutOptions::default()).await.is_err());
+    assert!(begun.elapsed() <= Duration::from_secs(10 + 17), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_is_dropped_half_way_is_aborted_and_no_other() {
+    let scripted = Scripted::new([]);
+    let store = standard(&scripted);
+    let options = PutOptions::default();
+    let begin = || store.begin_upload("b", &options);
+    drop(begin().await.unwrap());
+    store.settle().await;
+    assert_eq!(scripted.requests(), ["begin", "abort"]);
+    let upload = begin().await.unwrap();
+    upload.part(1, 0, object().into()).await.unwrap();
+    assert_eq!(upload.finish().await.unwrap(), Put::Stored);
+    drop(upload);
+    let upload = begin().await.unwrap();
+    upload.abort().await.unwrap();
+    drop(upload);
+    store.settle().await;
+    assert_eq!(scripted.requests()[2..], ["begin", "part 1", "finish", "begin", "abort"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abort_that_hangs_does_not_hold_up_the_end() {
+    let scripted = Scripted::new([]);
+    let store = standard(&scripted);
+    let upload = store.begin_upload("b", &PutOptions::default()).await.unwrap();
+    scripted.script.lock().unwrap().extend([Fault::Stall; 99]);
+    drop(upload);
+    let begun = Instant::now();
+    store.settle().await;
+    assert_eq!(begun.elapsed(), SETTLE_TIMEOUT);
+}
+
+#[tokio::test(start_paused = true)]
 async fn patience_ends_every_operation() {
     let policy = RetryPolicy { patience: Some(Duration::from_secs(30)), ..RetryPolicy::default() };
     let scripted = Scripted::new([Fault::Stall; 99]);
@@ -468,7 +546,7 @@ async fn neither_idleness_nor_an_earlier_outage_takes_patience_away() {
 async fn a_stalled_write_is_made_again() {
     let scripted = Scripted::new([Fault::Stall]);
     let store = standard(&scripted);
-    assert_eq!(store.put("b", object(), &PutOptions::default()).await.unwrap(), Put::Stored);
+    assert_eq!(store.put("b", object().into(), &PutOptions::default()).await.unwrap(), Put::Stored);
     assert_eq!(scripted.count("put"), 2);
 }
 

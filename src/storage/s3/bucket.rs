@@ -11,10 +11,9 @@ use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::ServerSideEncryption;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
 use futures::{StreamExt, stream};
 
-use super::super::{Kind, Object, ObjectHead, Put, PutOptions, Result, StorageError};
+use super::super::{Kind, Object, ObjectHead, Payload, Put, PutOptions, Result, StorageError};
 use super::client::{self, LazyClient};
 use super::error::Failure;
 use super::pace::Pace;
@@ -219,7 +218,7 @@ impl Bucket {
     }
 
     /// Writes a new object in one request.
-    pub(super) async fn put(&self, key: &str, body: &Bytes, options: &PutOptions) -> Result<Put> {
+    pub(super) async fn put(&self, key: &str, body: &Payload, options: &PutOptions) -> Result<Put> {
         if self.verifies() && self.is_taken("put", key).await? {
             return Ok(Put::Exists);
         }
@@ -251,7 +250,7 @@ impl Bucket {
     async fn put_object(
         &self,
         key: &str,
-        body: &Bytes,
+        body: &Payload,
         options: &PutOptions,
         conditional: bool,
     ) -> Result<Published<()>> {
@@ -264,8 +263,8 @@ impl Bucket {
             .set_storage_class(self.options.storage_class.as_deref().map(Into::into))
             .set_content_type(content_type(options))
             .set_metadata(user_metadata(options))
-            .set_checksum_crc32_c(self.checksum(body))
-            .body(ByteStream::from(body.clone()))
+            .set_checksum_crc32_c(self.checksum(&body.bytes))
+            .body(ByteStream::from(body.bytes.clone()))
             .customize();
         let pace = Pace::new(body.clone());
         let put = if self.signs_payload() { put } else { put.disable_payload_signing() };

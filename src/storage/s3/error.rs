@@ -216,6 +216,8 @@ impl Failure {
             }
             Self::Lost(_, source) => {
                 let error = StorageError::new(verb, url, kind, source);
+                // there was no answer, so it was not the server that refused them
+                let error = if kind == Kind::Credentials { error.with_missing_credentials() } else { error };
                 match lost_hint(kind, &error.cause(), options) {
                     Some(hint) => error.with_hint(hint),
                     None => error,

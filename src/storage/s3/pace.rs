@@ -18,21 +18,23 @@ use aws_sdk_s3::primitives::SdkBody;
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
+use super::super::Payload;
+
 /// The size of a frame: small against what the kernel buffers, large against the cost of a frame.
 const FRAME_SIZE_BYTES: usize = 64 << 10;
 
 /// How often progress is looked at within the time allowed without any.
 const LOOKS: u32 = 4;
 
-/// An upload's body, and how much of it was taken.
+/// An upload's body, and how much of it this try has sent.
 #[derive(Debug, Clone)]
 pub(super) struct Pace {
-    body: Bytes,
+    body: Payload,
     taken: Arc<AtomicUsize>,
 }
 
 impl Pace {
-    pub(super) fn new(body: Bytes) -> Self {
+    pub(super) fn new(body: Payload) -> Self {
         Self { body, taken: Arc::default() }
     }
 
@@ -48,7 +50,7 @@ impl Pace {
                     let taken = self.taken.load(Ordering::Relaxed);
                     idle = if taken == before { idle + 1 } else { 0 };
                     before = taken;
-                    if idle >= LOOKS && taken < self.body.len() {
+                    if idle >= LOOKS && taken < self.body.bytes.len() {
                         return None;
                     }
                 }
@@ -68,7 +70,7 @@ impl Intercept for Pace {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let framed = Framed { rest: self.body.clone(), taken: Arc::clone(&self.taken) };
+        let framed = Framed { rest: self.body.bytes.clone(), pace: self.clone() };
         *context.request_mut().body_mut() = SdkBody::from_body_1_x(framed);
         Ok(())
     }
@@ -77,7 +79,7 @@ impl Intercept for Pace {
 /// The body in frames.
 struct Framed {
     rest: Bytes,
-    taken: Arc<AtomicUsize>,
+    pace: Pace,
 }
 
 impl http_body::Body for Framed {
@@ -90,7 +92,8 @@ impl http_body::Body for Framed {
             return Poll::Ready(None);
         }
         let frame = self.rest.split_to(size);
-        self.taken.fetch_add(size, Ordering::Relaxed);
+        let taken = self.pace.taken.fetch_add(size, Ordering::Relaxed) + size;
+        self.pace.body.note_taken(taken);
         Poll::Ready(Some(Ok(Frame::data(frame))))
     }
 
@@ -111,7 +114,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_upload_of_which_nothing_is_taken_is_given_up() {
-        let pace = Pace::new(Bytes::from_static(b"body"));
+        let pace = Pace::new(Bytes::from_static(b"body").into());
         let begun = tokio::time::Instant::now();
         assert_eq!(pace.watch(TIMEOUT, std::future::pending::<()>()).await, None);
         assert!(begun.elapsed() <= TIMEOUT * 2);
@@ -119,7 +122,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_upload_that_moves_goes_on_and_its_answer_may_take_time() {
-        let pace = Pace::new(Bytes::from_static(b"body"));
+        let pace = Pace::new(Bytes::from_static(b"body").into());
         let sending = async {
             for _ in 0..4 {
                 tokio::time::sleep(TIMEOUT * 9 / 10).await;

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use aws_sdk_s3::primitives::ByteStream;
-use bytes::Bytes;
 use futures::{StreamExt, stream};
 
 use super::super::{
-    Body, Kind, Listed, Object, ObjectHead, Page, Put, PutOptions, Result, StorageError, Store, Upload,
+    Body, Kind, Listed, Object, ObjectHead, Page, Payload, Put, PutOptions, Result, StorageError, Store, Upload,
 };
 use super::S3Options;
 use super::bucket::{Bucket, system_time};
@@ -53,7 +52,7 @@ impl Store for S3Store {
         self.bucket.head("look up", key).await
     }
 
-    async fn put(&self, key: &str, body: Bytes, options: &PutOptions) -> Result<Put> {
+    async fn put(&self, key: &str, body: Payload, options: &PutOptions) -> Result<Put> {
         self.bucket.put(key, &body, options).await
     }
 

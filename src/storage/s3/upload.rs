@@ -9,7 +9,7 @@ use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPa
 use bytes::Bytes;
 
 use super::super::parts::{self, Span};
-use super::super::{Kind, ObjectHead, Put, PutOptions, Result, Upload};
+use super::super::{Kind, ObjectHead, Payload, Put, PutOptions, Result, Upload};
 use super::bucket::{Bucket, Published, content_type, user_metadata};
 use super::error::Failure;
 use super::pace::Pace;
@@ -150,21 +150,21 @@ fn part_number(number: u32) -> i32 {
 
 #[async_trait]
 impl Upload for S3Upload {
-    async fn part(&self, number: u32, offset: u64, body: Bytes) -> Result<()> {
+    async fn part(&self, number: u32, offset: u64, body: Payload) -> Result<()> {
         const VERB: &str = "write part of";
         let bucket = &self.bucket;
         if !(1..=MAX_PARTS).contains(&number) {
             let source = format!("part {number} is not one of 1 to {MAX_PARTS}");
             return Err(bucket.error(VERB, &self.key, Kind::Other, &source));
         }
-        let span = Span { offset, length: body.len() as u64 };
-        let crc32c = bucket.checksum(&body);
+        let span = Span { offset, length: body.bytes.len() as u64 };
+        let crc32c = bucket.checksum(&body.bytes);
         let upload = bucket.client(VERB, &self.key).await?.upload_part().bucket(&bucket.options.bucket).key(&self.key);
         let upload = upload
             .upload_id(&self.id)
             .part_number(part_number(number))
             .set_checksum_crc32_c(crc32c.clone())
-            .body(ByteStream::from(body.clone()))
+            .body(ByteStream::from(body.bytes.clone()))
             .customize();
         let pace = Pace::new(body);
         let upload = if bucket.signs_payload() { upload } else { upload.disable_payload_signing() };
@@ -191,7 +191,7 @@ impl Upload for S3Upload {
         let put = match parts.is_empty() {
             // S3 makes no object of no parts.
             true => {
-                let put = self.bucket.put(&self.key, &Bytes::new(), &self.options).await?;
+                let put = self.bucket.put(&self.key, &Bytes::new().into(), &self.options).await?;
                 self.abort().await?;
                 put
             }

@@ -96,6 +96,7 @@ pub struct S3ServerBuilder {
     etag_is_md5: bool,
     logs_requests: bool,
     minimum_part_size_bytes: usize,
+    receive_buffer_bytes: Option<usize>,
     threads: usize,
 }
 
@@ -136,6 +137,12 @@ impl S3ServerBuilder {
         self
     }
 
+    /// What the kernel takes for a connection before the server reads it; usually some MiB.
+    pub fn receive_buffer_bytes(mut self, bytes: usize) -> Self {
+        self.receive_buffer_bytes = Some(bytes);
+        self
+    }
+
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
@@ -171,6 +178,10 @@ impl S3ServerBuilder {
             .build()
             .unwrap();
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).unwrap();
+        if let Some(bytes) = self.receive_buffer_bytes {
+            // accepted connections inherit it
+            rustix::net::sockopt::set_socket_recv_buffer_size(&listener, bytes).unwrap();
+        }
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         runtime.spawn(accept(listener, Arc::clone(&shared), service));
@@ -216,6 +227,7 @@ impl S3Server {
             etag_is_md5: true,
             logs_requests: true,
             minimum_part_size_bytes: MINIMUM_PART_SIZE_BYTES,
+            receive_buffer_bytes: None,
             threads: 2,
         }
     }
