@@ -92,29 +92,39 @@ struct Unfinished<'a> {
 
 impl<'a> Unfinished<'a> {
     /// Takes the name: refused when anything of that name is in the archive, which on a standby is so until the next
-    /// restartpoint. The version file is the claim: of two that try at once, one fails here.
+    /// restartpoint. The version file is the claim: of two that try at once, one fails here. It comes before the look at what
+    /// is there, since the directory of a new archive is made by the first write.
     async fn claim(archive: &'a Archive, name: BackupName, version_text: &str) -> Result<Self> {
-        let prefix = format!("{}{name}", archive.layout.base_backups());
-        let taken = archive.store.list(&prefix, None).await?;
-        let called = name.to_string();
-        let exists = |complete: bool| {
-            let what = if complete { "a complete backup" } else { "an unfinished backup" };
-            CommandError::refused(format!("{what} called {called} exists already"))
-                .with_detail(format!("Its objects are under \"{}\".", archive.store.url(&prefix)))
-                .with_hint("The backups of a standby start at its last restartpoint, those of a stopped cluster at its last checkpoint: until the next one (CHECKPOINT on the primary, then on the standby) they have the same name. An unfinished backup may also be another one that is running now; if none is, remove its objects.")
-        };
-        if !taken.objects.is_empty() {
-            // the page need not reach as far as the sentinel, which comes after every partition
-            return match archive.store.head(&archive.layout.sentinel(&name)).await {
-                Ok(_) => Err(exists(true)),
-                Err(absent) if absent.kind() == storage::Kind::NotFound => Err(exists(false)),
-                Err(failed) => Err(failed.into()),
-            };
-        }
         let key = archive.layout.extended_version(&name);
         let backup = Self { archive, name, id: format!("{:032x}", rand::random::<u128>()) };
         let version_text = Bytes::copy_from_slice(version_text.as_bytes());
-        if backup.put(&key, version_text, "text/plain").await? { Ok(backup) } else { Err(exists(false)) }
+        if !backup.put(&key, version_text, "text/plain").await? {
+            return Err(backup.name_is_taken().await);
+        }
+        let there = archive.store.list(&backup.prefix(), None).await?;
+        if there.objects.iter().any(|row| row.key != key) {
+            archive.store.delete(&key).await?;
+            return Err(backup.name_is_taken().await);
+        }
+        Ok(backup)
+    }
+
+    /// What the keys of this name begin with.
+    fn prefix(&self) -> String {
+        format!("{}{}", self.archive.layout.base_backups(), self.name)
+    }
+
+    async fn name_is_taken(&self) -> CommandError {
+        let (archive, name) = (self.archive, &self.name);
+        // a page of a listing need not reach as far as the sentinel, which comes after every partition
+        let what = match archive.store.head(&archive.layout.sentinel(name)).await {
+            Ok(_) => "a complete backup",
+            Err(absent) if absent.kind() == storage::Kind::NotFound => "an unfinished backup",
+            Err(failed) => return failed.into(),
+        };
+        CommandError::refused(format!("{what} called {name} exists already"))
+            .with_detail(format!("Its objects are under \"{}\".", archive.store.url(&self.prefix())))
+            .with_hint("The backups of a standby start at its last restartpoint, those of a stopped cluster at its last checkpoint: until the next one (CHECKPOINT on the primary, then on the standby) they have the same name. An unfinished backup may also be another one that is running now; if none is, remove its objects.")
     }
 
     /// What marks an object as this backup's own.
@@ -215,16 +225,32 @@ mod tests {
     use crate::formats::key::Layout;
     use crate::storage::MemoryStore;
 
+    fn name() -> BackupName {
+        "base_000000010000000000000002_00000040".parse().unwrap()
+    }
+
+    async fn refusal(archive: &Archive) -> String {
+        Unfinished::claim(archive, name(), "").await.err().unwrap().to_string()
+    }
+
     #[tokio::test]
     async fn a_taken_name_is_complete_when_its_sentinel_is_there_behind_however_many_partitions() {
         let store = MemoryStore::new();
         let archive = Archive { store: Arc::new(store.clone()), layout: Layout::new("") };
-        let name: BackupName = "base_000000010000000000000002_00000040".parse().unwrap();
         // one more than a page of a listing has
-        (0..=1000).for_each(|number| store.overwrite(&archive.layout.partition(&name, number), ""));
-        let refused = async || Unfinished::claim(&archive, name.clone(), "").await.err().unwrap().to_string();
-        assert_eq!(refused().await, format!("an unfinished backup called {name} exists already"));
-        store.overwrite(&archive.layout.sentinel(&name), "{}");
-        assert_eq!(refused().await, format!("a complete backup called {name} exists already"));
+        (0..=1000).for_each(|number| store.overwrite(&archive.layout.partition(&name(), number), ""));
+        assert_eq!(refusal(&archive).await, format!("an unfinished backup called {} exists already", name()));
+        assert!(store.bytes(&archive.layout.extended_version(&name())).is_none(), "the claim is taken back");
+        store.overwrite(&archive.layout.sentinel(&name()), "{}");
+        assert_eq!(refusal(&archive).await, format!("a complete backup called {} exists already", name()));
+    }
+
+    #[tokio::test]
+    async fn the_first_backup_of_a_new_archive_makes_its_directory_and_the_second_of_a_name_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = storage::FileStore::new(directory.path().join("archive"));
+        let archive = Archive { store: Arc::new(store), layout: Layout::new("") };
+        assert!(Unfinished::claim(&archive, name(), "PostgreSQL 15").await.is_ok());
+        assert_eq!(refusal(&archive).await, format!("an unfinished backup called {} exists already", name()));
     }
 }
