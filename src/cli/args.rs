@@ -281,7 +281,8 @@ pub(super) struct WalPushArgs {
     /// How many files to push at once: this one and those that wait after it
     #[arg(short = 'p', long, value_name = "N", default_value = "32")]
     pub(super) pool_size: usize,
-    /// How long to keep trying while the store cannot be reached, counted from its last answer [default: 60]
+    /// How long to keep trying while the store cannot be reached, counted from its last answer, or the last byte that it took
+    /// [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub(super) patience: Option<u64>,
     #[command(flatten)]
