@@ -340,33 +340,60 @@ fn bare_arguments_that_name_no_destination_count_as_outside_of_standby_mode() {
 }
 
 #[test]
-fn a_closed_stdout_or_stderr_changes_no_status() {
+fn a_stdout_or_stderr_that_takes_nothing_changes_no_status_but_that_of_a_lost_result() {
     let site = Site::with_segment();
     let pushed = site.wal.add(9);
     let none = "--patience 10 --on-outage retry 000000010000000000000008 pg_wal/RECOVERYXLOG";
     // a warning is logged on the way to each of these
     let retried = || site.server.faults().add(When::any().once(), What::slow_down());
-    for (arguments, expected) in [
-        (format!("wal-fetch {NAME} {DESTINATION}"), 0),
-        (format!("wal-fetch {none}"), 1),
-        (format!("wal-push {pushed}"), 0),
-        ("wal-push pg_wal/none".to_owned(), 1),
-        ("backup-list".to_owned(), 0),
-        ("--no-such-option wal-fetch".to_owned(), 250),
-        ("--envdir /no/such wal-push x".to_owned(), 1),
-        ("--help".to_owned(), 0),
+    for (arguments, expected, with_a_full_disk) in [
+        (format!("wal-fetch {NAME} {DESTINATION}"), 0, 0),
+        (format!("wal-fetch {none}"), 1, 1),
+        (format!("wal-push {pushed}"), 0, 0),
+        ("wal-push pg_wal/none".to_owned(), 1, 1),
+        ("--no-such-option wal-fetch".to_owned(), 250, 250),
+        ("--envdir /no/such wal-push x".to_owned(), 1, 1),
+        ("backup-list".to_owned(), 0, 2),
+        ("backup-list --json".to_owned(), 0, 2),
+        ("delete retain 1".to_owned(), 0, 2),
+        ("cutover init".to_owned(), 0, 2),
+        ("version".to_owned(), 0, 2),
+        ("--help".to_owned(), 0, 2),
     ] {
         retried();
         assert_eq!(run_with_streams(&site, &arguments, closed_pipe), Some(expected), "{arguments} into a closed pipe");
         retried();
-        let full = || Stdio::from(fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
-        assert_eq!(run_with_streams(&site, &arguments, full), Some(expected), "{arguments} into /dev/full");
+        assert_eq!(run_with_streams(&site, &arguments, full), Some(with_a_full_disk), "{arguments} into /dev/full");
         retried();
         let script = format!("exec {} {arguments} <&- >&- 2>&-", wal_eve_bin().display());
         let tool = support::Tool::new("/bin/sh", site.server.environment("s3://b/p")).current_dir(site.data());
         assert_eq!(tool.run(["-c", &script]).code(), Some(expected), "{arguments} without streams");
         site.server.faults().clear();
     }
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_named() {
+    let site = Site::with_segment();
+    let script = format!("{} backup-list --json >/dev/full", wal_eve_bin().display());
+    let tool = support::Tool::new("/bin/sh", site.server.environment("s3://b/p"));
+    says(&tool.run(["-c", &script]).assert_code(2), &["could not write the result", "No space left on device"]);
+}
+
+/// The backup is restored, whatever becomes of the advice on what to do next.
+#[test]
+fn a_restore_that_cannot_say_so_is_done_all_the_same() {
+    let site = Site::new();
+    support::HandMadeBackup::new().put_into(&site.server, "b", "p/");
+    let target = site.root.path().join("restored");
+    let script = format!("{} backup-fetch {} LATEST >/dev/full", wal_eve_bin().display(), target.display());
+    let tool = support::Tool::new("/bin/sh", site.server.environment("s3://b/p"));
+    says(&tool.run(["-c", &script]).assert_success(), &["WARN", "could not write the result"]);
+    assert!(target.join("global/pg_control").exists());
+}
+
+fn full() -> Stdio {
+    fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into()
 }
 
 fn closed_pipe() -> Stdio {
