@@ -591,6 +591,14 @@ fn backup_commands_are_1_for_what_a_person_has_to_change_and_2_for_the_unexpecte
     assert!(!Path::new(&target).exists());
 }
 
+#[test]
+fn a_variable_that_has_no_effect_is_named_where_a_person_reads_it() {
+    let site = Site::with_segment();
+    let wal_eve = site.wal_eve().env("WALE_RETRIES", "5");
+    says(&wal_eve.run(["delete", "retain", "1"]).assert_success(), &["WARN", "WALE_RETRIES has no effect"]);
+    assert_eq!(wal_eve.run(fetch_arguments()).assert_success().stderr_text(), "", "not once a segment");
+}
+
 // With a real server, which is what all of it is for.
 
 /// A primary that archives and has been stopped and copied; then it went on for some segments.

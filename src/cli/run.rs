@@ -68,6 +68,9 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     }
     log::start(&environment, global.terse, quiet);
     panic_if_asked(&environment, args);
+    if matches!(command, Command::BackupPush(_) | Command::BackupFetch(_) | Command::Delete(_)) {
+        name_what_has_no_effect(&environment);
+    }
     let caller = match &command {
         Command::WalPush(_) => Caller::WalPush,
         Command::WalFetch(fetch) => Caller::WalFetch(recovery::status(fetch.on_outage, &fetch.destination)),
@@ -92,6 +95,16 @@ pub fn run(args: &[OsString]) -> ExitStatus {
         failure.report();
         failure.status(caller)
     })
+}
+
+/// Warns of the one variable of WAL-E's that is not honoured: its tries are up to two minutes apart and ours some seconds, so
+/// that the same number would give up far sooner. Not in the server's log, where it would stand once a segment.
+fn name_what_has_no_effect(environment: &Environment) {
+    if environment.is_set("WALE_RETRIES") {
+        tracing::warn!(
+            "WALE_RETRIES has no effect: how long to keep trying goes by time and not by the number of tries"
+        );
+    }
 }
 
 /// Lets a test see what a panic ends the process with; release builds have no such switch.
