@@ -6,7 +6,7 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -628,7 +628,11 @@ fn archived() -> Archived {
     copy.configure_connections();
     copy.configure("archive_mode = off");
     copy.configure("wal_retrieve_retry_interval = '100ms'");
-    copy.configure(&format!("restore_command = '{} wal-fetch --patience 2 %f %p'", wal_eve_bin().display()));
+    // it panics at the file, if any, that the data directory's "panic" names
+    copy.configure(&format!(
+        "restore_command = 'WAL_EVE_PANIC=$(cat panic 2>/dev/null) {} wal-fetch --patience 2 %f %p'",
+        wal_eve_bin().display()
+    ));
     for (name, value) in site.server.environment("s3://b/q") {
         copy.env(&name, &value);
     }
@@ -688,6 +692,47 @@ fn an_outage_in_standby_mode_is_waited_out() {
     assert_eq!(copy.psql("select pg_is_in_recovery()"), "t", "a miss at the end keeps a standby waiting");
     copy.promote();
     assert_eq!(copy.psql("select count(*), sum(i) from t"), rows);
+}
+
+/// Lets `restore_command` panic at a segment for as long as there is the file that is answered.
+fn panic_at(copy: &PgCluster, key: &str) -> PathBuf {
+    let panic = copy.data_dir().join("panic");
+    fs::write(&panic, Path::new(key).file_stem().unwrap().as_encoded_bytes()).unwrap();
+    panic
+}
+
+#[test]
+fn a_panic_outside_of_standby_mode_stops_recovery_and_never_promotes() {
+    let Archived { site: _site, mut copy, rows, last_key } = archived();
+    copy.set_recovery();
+    copy.configure("recovery_target_timeline = 'latest'");
+    let panic = panic_at(&copy, &last_key);
+    copy.start_without_waiting();
+    copy.wait_until("recovery has stopped", Duration::from_secs(60), || !copy.is_running());
+    let log = copy.log();
+    assert!(log.contains("panicked") && log.contains("child process exited with exit code 250"), "{log}");
+    assert_eq!(timelines(&copy), 0, "{log}");
+    assert!(!log.contains("ready to accept connections"), "{log}");
+
+    fs::remove_file(panic).unwrap();
+    copy.start();
+    copy.wait_until_sql("select not pg_is_in_recovery()", Duration::from_secs(60));
+    assert_eq!(copy.psql("select count(*), sum(i) from t"), rows);
+}
+
+#[test]
+fn a_panic_in_standby_mode_is_asked_again_after() {
+    let Archived { site: _site, mut copy, rows, last_key } = archived();
+    copy.set_standby();
+    let panic = panic_at(&copy, &last_key);
+    copy.start();
+    copy.wait_until("it has gone on asking", Duration::from_secs(60), || copy.log().matches("panicked").count() >= 3);
+    assert_eq!(copy.psql("select pg_is_in_recovery()"), "t");
+
+    fs::remove_file(panic).unwrap();
+    let caught_up = format!("select (select (count(*), sum(i))::text from t) = '({})'", rows.replace('|', ","));
+    copy.wait_until_sql(&caught_up, Duration::from_secs(60));
+    assert_eq!(copy.psql("select pg_is_in_recovery()"), "t");
 }
 
 #[test]
