@@ -6,7 +6,7 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -340,33 +340,60 @@ fn bare_arguments_that_name_no_destination_count_as_outside_of_standby_mode() {
 }
 
 #[test]
-fn a_closed_stdout_or_stderr_changes_no_status() {
+fn a_stdout_or_stderr_that_takes_nothing_changes_no_status_but_that_of_a_lost_result() {
     let site = Site::with_segment();
     let pushed = site.wal.add(9);
     let none = "--patience 10 --on-outage retry 000000010000000000000008 pg_wal/RECOVERYXLOG";
     // a warning is logged on the way to each of these
     let retried = || site.server.faults().add(When::any().once(), What::slow_down());
-    for (arguments, expected) in [
-        (format!("wal-fetch {NAME} {DESTINATION}"), 0),
-        (format!("wal-fetch {none}"), 1),
-        (format!("wal-push {pushed}"), 0),
-        ("wal-push pg_wal/none".to_owned(), 1),
-        ("backup-list".to_owned(), 0),
-        ("--no-such-option wal-fetch".to_owned(), 250),
-        ("--envdir /no/such wal-push x".to_owned(), 1),
-        ("--help".to_owned(), 0),
+    for (arguments, expected, with_a_full_disk) in [
+        (format!("wal-fetch {NAME} {DESTINATION}"), 0, 0),
+        (format!("wal-fetch {none}"), 1, 1),
+        (format!("wal-push {pushed}"), 0, 0),
+        ("wal-push pg_wal/none".to_owned(), 1, 1),
+        ("--no-such-option wal-fetch".to_owned(), 250, 250),
+        ("--envdir /no/such wal-push x".to_owned(), 1, 1),
+        ("backup-list".to_owned(), 0, 2),
+        ("backup-list --json".to_owned(), 0, 2),
+        ("delete retain 1".to_owned(), 0, 2),
+        ("cutover init".to_owned(), 0, 2),
+        ("version".to_owned(), 0, 2),
+        ("--help".to_owned(), 0, 2),
     ] {
         retried();
         assert_eq!(run_with_streams(&site, &arguments, closed_pipe), Some(expected), "{arguments} into a closed pipe");
         retried();
-        let full = || Stdio::from(fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
-        assert_eq!(run_with_streams(&site, &arguments, full), Some(expected), "{arguments} into /dev/full");
+        assert_eq!(run_with_streams(&site, &arguments, full), Some(with_a_full_disk), "{arguments} into /dev/full");
         retried();
         let script = format!("exec {} {arguments} <&- >&- 2>&-", wal_eve_bin().display());
         let tool = support::Tool::new("/bin/sh", site.server.environment("s3://b/p")).current_dir(site.data());
         assert_eq!(tool.run(["-c", &script]).code(), Some(expected), "{arguments} without streams");
         site.server.faults().clear();
     }
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_named() {
+    let site = Site::with_segment();
+    let script = format!("{} backup-list --json >/dev/full", wal_eve_bin().display());
+    let tool = support::Tool::new("/bin/sh", site.server.environment("s3://b/p"));
+    says(&tool.run(["-c", &script]).assert_code(2), &["could not write the result", "No space left on device"]);
+}
+
+/// The backup is restored, whatever becomes of the advice on what to do next.
+#[test]
+fn a_restore_that_cannot_say_so_is_done_all_the_same() {
+    let site = Site::new();
+    support::HandMadeBackup::new().put_into(&site.server, "b", "p/");
+    let target = site.root.path().join("restored");
+    let script = format!("{} backup-fetch {} LATEST >/dev/full", wal_eve_bin().display(), target.display());
+    let tool = support::Tool::new("/bin/sh", site.server.environment("s3://b/p"));
+    says(&tool.run(["-c", &script]).assert_success(), &["WARN", "could not write the result"]);
+    assert!(target.join("global/pg_control").exists());
+}
+
+fn full() -> Stdio {
+    fs::OpenOptions::new().write(true).open("/dev/full").unwrap().into()
 }
 
 fn closed_pipe() -> Stdio {
@@ -564,6 +591,14 @@ fn backup_commands_are_1_for_what_a_person_has_to_change_and_2_for_the_unexpecte
     assert!(!Path::new(&target).exists());
 }
 
+#[test]
+fn a_variable_that_has_no_effect_is_named_where_a_person_reads_it() {
+    let site = Site::with_segment();
+    let wal_eve = site.wal_eve().env("WALE_RETRIES", "5");
+    says(&wal_eve.run(["delete", "retain", "1"]).assert_success(), &["WARN", "WALE_RETRIES has no effect"]);
+    assert_eq!(wal_eve.run(fetch_arguments()).assert_success().stderr_text(), "", "not once a segment");
+}
+
 // With a real server, which is what all of it is for.
 
 /// A primary that archives and has been stopped and copied; then it went on for some segments.
@@ -593,7 +628,11 @@ fn archived() -> Archived {
     copy.configure_connections();
     copy.configure("archive_mode = off");
     copy.configure("wal_retrieve_retry_interval = '100ms'");
-    copy.configure(&format!("restore_command = '{} wal-fetch --patience 2 %f %p'", wal_eve_bin().display()));
+    // it panics at the file, if any, that the data directory's "panic" names
+    copy.configure(&format!(
+        "restore_command = 'WAL_EVE_PANIC=$(cat panic 2>/dev/null) {} wal-fetch --patience 2 %f %p'",
+        wal_eve_bin().display()
+    ));
     for (name, value) in site.server.environment("s3://b/q") {
         copy.env(&name, &value);
     }
@@ -653,6 +692,47 @@ fn an_outage_in_standby_mode_is_waited_out() {
     assert_eq!(copy.psql("select pg_is_in_recovery()"), "t", "a miss at the end keeps a standby waiting");
     copy.promote();
     assert_eq!(copy.psql("select count(*), sum(i) from t"), rows);
+}
+
+/// Lets `restore_command` panic at a segment for as long as there is the file that is answered.
+fn panic_at(copy: &PgCluster, key: &str) -> PathBuf {
+    let panic = copy.data_dir().join("panic");
+    fs::write(&panic, Path::new(key).file_stem().unwrap().as_encoded_bytes()).unwrap();
+    panic
+}
+
+#[test]
+fn a_panic_outside_of_standby_mode_stops_recovery_and_never_promotes() {
+    let Archived { site: _site, mut copy, rows, last_key } = archived();
+    copy.set_recovery();
+    copy.configure("recovery_target_timeline = 'latest'");
+    let panic = panic_at(&copy, &last_key);
+    copy.start_without_waiting();
+    copy.wait_until("recovery has stopped", Duration::from_secs(60), || !copy.is_running());
+    let log = copy.log();
+    assert!(log.contains("panicked") && log.contains("child process exited with exit code 250"), "{log}");
+    assert_eq!(timelines(&copy), 0, "{log}");
+    assert!(!log.contains("ready to accept connections"), "{log}");
+
+    fs::remove_file(panic).unwrap();
+    copy.start();
+    copy.wait_until_sql("select not pg_is_in_recovery()", Duration::from_secs(60));
+    assert_eq!(copy.psql("select count(*), sum(i) from t"), rows);
+}
+
+#[test]
+fn a_panic_in_standby_mode_is_asked_again_after() {
+    let Archived { site: _site, mut copy, rows, last_key } = archived();
+    copy.set_standby();
+    let panic = panic_at(&copy, &last_key);
+    copy.start();
+    copy.wait_until("it has gone on asking", Duration::from_secs(60), || copy.log().matches("panicked").count() >= 3);
+    assert_eq!(copy.psql("select pg_is_in_recovery()"), "t");
+
+    fs::remove_file(panic).unwrap();
+    let caught_up = format!("select (select (count(*), sum(i))::text from t) = '({})'", rows.replace('|', ","));
+    copy.wait_until_sql(&caught_up, Duration::from_secs(60));
+    assert_eq!(copy.psql("select pg_is_in_recovery()"), "t");
 }
 
 #[test]

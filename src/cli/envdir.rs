@@ -1,6 +1,7 @@
 //! `--envdir DIR`: the environment in a directory, as daemontools' envdir reads it.
 //!
-//! The process starts itself again with the new environment, since other libraries read theirs from the process too.
+//! The process starts itself again with the new environment, since other libraries read theirs from the process too. So the
+//! option is looked for before the arguments are parsed, and has to be found wherever the parser would find it.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -23,7 +24,8 @@ pub fn re_execution(args: &[OsString]) -> Result<Option<Command>, String> {
     let variables = read(&directory).map_err(failed)?;
     let this = std::env::current_exe().map_err(|failed| format!("could not find the running program: {failed}"))?;
     let mut command = Command::new(this);
-    command.args(rest).env(SOURCE_VARIABLE, &directory);
+    // absolute, since a prefetcher works elsewhere
+    command.args(rest).env(SOURCE_VARIABLE, std::path::absolute(&directory).map_err(failed)?);
     for (name, value) in variables {
         match value {
             Some(value) => command.env(name, value),
@@ -39,15 +41,23 @@ fn split(args: &[OsString]) -> Option<(PathBuf, Vec<OsString>)> {
     let mut directory = None;
     let mut args = args.iter().skip(1);
     while let Some(arg) = args.next() {
-        if arg == "--envdir" {
-            directory = Some(PathBuf::from(args.next()?));
-        } else if let Some(value) = arg.as_bytes().strip_prefix(b"--envdir=") {
-            directory = Some(PathBuf::from(OsStr::from_bytes(value)));
+        let mut parts = arg.as_bytes().splitn(2, |byte| *byte == b'=');
+        let (name, value) = (parts.next().unwrap_or_default(), parts.next());
+        if is_option(name) {
+            directory = Some(match value {
+                Some(value) => PathBuf::from(OsStr::from_bytes(value)),
+                None => PathBuf::from(args.next()?),
+            });
         } else {
             rest.push(arg.clone());
         }
     }
     directory.map(|directory| (directory, rest))
+}
+
+/// Whether it is the option, in full or abbreviated as far as no other option begins so.
+fn is_option(name: &[u8]) -> bool {
+    name.len() > "--".len() && b"--envdir".starts_with(name)
 }
 
 type Variables = Vec<(OsString, Option<OsString>)>;
@@ -79,6 +89,9 @@ fn value(contents: &[u8]) -> Option<OsString> {
 
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory as _, Parser as _};
+
+    use super::super::args::Cli;
     use super::*;
 
     #[test]
@@ -105,6 +118,26 @@ mod tests {
         assert_eq!(split(&args("wal-e --envdir")), None, "the parser refuses it");
     }
 
+    /// What only the parser took for the option would be ignored in silence.
+    #[test]
+    fn it_is_taken_out_however_it_is_abbreviated() {
+        let with = |option: &str| ["wal-e", option, "/e", "version"].map(OsString::from);
+        for end in 0..="--envdir".len() {
+            let option = &"--envdir"[..end];
+            let parsed = Cli::try_parse_from(with(option)).is_ok_and(|cli| cli.global.envdir.is_some());
+            assert_eq!(split(&with(option)).is_some(), parsed, "{option}");
+            let joined = ["wal-e".into(), format!("{option}=/e").into(), "version".into()];
+            assert_eq!(split(&joined), parsed.then(|| ("/e".into(), vec!["version".into()])), "{option}=");
+        }
+        // and nothing else is: no other option of any command begins so
+        fn options(command: &clap::Command) -> Vec<String> {
+            let own = command.get_arguments().filter_map(|option| Some(format!("--{}", option.get_long()?)));
+            own.chain(command.get_subcommands().flat_map(options)).collect()
+        }
+        let options = options(&Cli::command());
+        assert_eq!(options.iter().filter(|name| name.starts_with("--e")).collect::<Vec<_>>(), ["--envdir"]);
+    }
+
     #[test]
     fn files_become_variables_and_hidden_ones_do_not() {
         let directory = tempfile::tempdir().unwrap();
@@ -120,5 +153,16 @@ mod tests {
         assert_eq!(command.get_args().collect::<Vec<_>>(), ["version"]);
         assert!(command.get_envs().any(|(name, value)| name == "B" && value.is_none()));
         assert!(re_execution(&["wal-e".into(), "--envdir".into(), "/no/such".into()]).is_err());
+    }
+
+    #[test]
+    fn a_relative_directory_is_found_again_from_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let to_root: PathBuf = std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect();
+        let relative = to_root.join(directory.path().strip_prefix("/").unwrap());
+        let command = re_execution(&["wal-e".into(), "--envdir".into(), relative.into(), "version".into()]);
+        let command = command.unwrap().unwrap();
+        let (_, source) = command.get_envs().find(|(name, _)| *name == SOURCE_VARIABLE).unwrap();
+        assert!(Path::new(source.unwrap()).is_absolute(), "{source:?}");
     }
 }

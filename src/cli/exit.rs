@@ -1,7 +1,7 @@
 //! The one place that turns an error into text and an exit status (`README.md`, "Exit status").
 
 use std::fmt;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 
 use super::log;
 use crate::commands::{CommandError, Kind};
@@ -45,6 +45,8 @@ pub(super) enum Failure {
     Cutover(CutoverError),
     /// Arguments or environment that cannot be used: message and hint.
     Usage(String, Option<String>),
+    /// A result that stdout did not take.
+    Unwritten(io::Error),
 }
 
 impl From<CommandError> for Failure {
@@ -79,6 +81,17 @@ impl Failure {
                 Kind::Unavailable if caller == Caller::WalPush => ExitStatus::LATER,
                 Kind::Unavailable | Kind::Unexpected => ExitStatus::UNEXPECTED,
             },
+            Self::Unwritten(_) => ExitStatus::UNEXPECTED,
+        }
+    }
+
+    /// What happened, in one line.
+    pub(super) fn message(&self) -> String {
+        match self {
+            Self::Usage(message, _) => message.clone(),
+            Self::Cutover(failed) => joined(failed),
+            Self::Command(failed) => joined(failed),
+            Self::Unwritten(failed) => format!("could not write the result to the standard output: {failed}"),
         }
     }
 
@@ -92,13 +105,12 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message = self.message();
         match self {
-            Self::Usage(message, hint) => block(f, message, None, hint.as_deref()),
-            Self::Cutover(failed) => block(f, &joined(failed), failed.detail(), failed.hint()),
-            Self::Command(failed) => {
-                let message = joined(failed);
-                block(f, &message, failed.detail(), failed.hint().as_deref())
-            }
+            Self::Usage(_, hint) => block(f, &message, None, hint.as_deref()),
+            Self::Cutover(failed) => block(f, &message, failed.detail(), failed.hint()),
+            Self::Command(failed) => block(f, &message, failed.detail(), failed.hint().as_deref()),
+            Self::Unwritten(_) => block(f, &message, None, None),
         }
     }
 }
@@ -132,6 +144,7 @@ mod tests {
         assert_eq!(statuses(storage(Kind::Misconfigured)), [1, 1, 250]);
         assert_eq!(statuses(storage(Kind::Other)), [2, 2, 250]);
         assert_eq!(statuses(Failure::usage("x")), [1, 1, 250]);
+        assert_eq!(statuses(Failure::Unwritten(io::ErrorKind::StorageFull.into())), [2, 2, 250]);
     }
 
     #[test]

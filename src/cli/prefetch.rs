@@ -168,7 +168,7 @@ fn origin(system_identifier: u64, global: &GlobalArgs, config: &ArchiveConfig, e
 /// replaces it.
 fn configuration(global: &GlobalArgs, environment: &Environment) -> [u8; 32] {
     const PREFIXES: [&str; 3] = ["WALE_", "WAL_EVE_", "AWS_"];
-    const NAMES: [&str; 5] = ["SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
+    const NAMES: [&str; 6] = ["SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
     // where the files of ~/.aws are, in case the credentials come from there
     let home = environment.text("AWS_ACCESS_KEY_ID").is_none();
     let applies = |name: &str| match name {

@@ -68,6 +68,9 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     }
     log::start(&environment, global.terse, quiet);
     panic_if_asked(&environment, args);
+    if matches!(command, Command::BackupPush(_) | Command::BackupFetch(_) | Command::Delete(_)) {
+        name_what_has_no_effect(&environment);
+    }
     let caller = match &command {
         Command::WalPush(_) => Caller::WalPush,
         Command::WalFetch(fetch) => Caller::WalFetch(recovery::status(fetch.on_outage, &fetch.destination)),
@@ -75,17 +78,13 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     };
     let config = || ArchiveConfig::new(&global, &environment);
     let done = match command {
-        Command::Version => {
-            print(&format!("{}\n", env!("CARGO_PKG_VERSION")));
-            Ok(ExitStatus::DONE)
-        }
+        Command::Version => print(&format!("{}\n", env!("CARGO_PKG_VERSION"))).map(|()| ExitStatus::DONE),
         Command::WalPush(args) => config().and_then(|config| push(args, config, &environment)),
         Command::WalFetch(args) => config().and_then(|config| fetch(args, &global, config, &environment, caller)),
         Command::Prefetch(_) => unreachable!("it has its own way out above"),
-        Command::PrefetchStatus(args) => prefetch::status_text(&args.directory, args.json, &environment).map(|text| {
-            print(&text);
-            ExitStatus::DONE
-        }),
+        Command::PrefetchStatus(args) => prefetch::status_text(&args.directory, args.json, &environment)
+            .and_then(|text| print(&text))
+            .map(|()| ExitStatus::DONE),
         Command::Cutover(args) => cutover::run(args, &global, &environment, full_runtime(), print),
         Command::BackupList(args) => config().and_then(|config| list(args, config)),
         Command::Delete(args) => config().and_then(|config| remove(args, config)),
@@ -98,6 +97,16 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     })
 }
 
+/// Warns of the one variable of WAL-E's that is not honoured: its tries are up to two minutes apart and ours some seconds, so
+/// that the same number would give up far sooner. Not in the server's log, where it would stand once a segment.
+fn name_what_has_no_effect(environment: &Environment) {
+    if environment.is_set("WALE_RETRIES") {
+        tracing::warn!(
+            "WALE_RETRIES has no effect: how long to keep trying goes by time and not by the number of tries"
+        );
+    }
+}
+
 /// Lets a test see what a panic ends the process with; release builds have no such switch.
 fn panic_if_asked(environment: &Environment, args: &[OsString]) {
     if cfg!(debug_assertions) && environment.path("WAL_EVE_PANIC").is_some_and(|command| args.contains(&command.into()))
@@ -108,9 +117,15 @@ fn panic_if_asked(environment: &Environment, args: &[OsString]) {
 
 /// Help and version are results and go to stdout; what cannot be parsed must not look like the end of WAL.
 fn parse_failure(refused: &clap::Error, args: &[OsString]) -> ExitStatus {
-    let _ = refused.print();
+    let printed = refused.print();
     match refused.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitStatus::DONE,
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match written(printed) {
+            Ok(()) => ExitStatus::DONE,
+            Err(failure) => {
+                failure.report();
+                failure.status(Caller::Other)
+            }
+        },
         _ => usage_status(args),
     }
 }
@@ -202,7 +217,7 @@ fn list(args: BackupListArgs, config: ArchiveConfig) -> Result {
     let wal_e = !args.json && !args.table;
     // as WAL-E, before anything can fail
     if wal_e {
-        print(&backup_table::wal_e_header());
+        print(&backup_table::wal_e_header())?;
     }
     let options = BackupListOptions { query: args.query, detail: args.detail };
     let backups = run_to_end(full_runtime(), backup_list(&archive, &options))?;
@@ -212,7 +227,7 @@ fn list(args: BackupListArgs, config: ArchiveConfig) -> Result {
         backup_table::table(&backups)
     } else {
         backup_table::wal_e_rows(&backups, file_store)
-    });
+    })?;
     Ok(ExitStatus::DONE)
 }
 
@@ -220,7 +235,7 @@ fn remove(args: DeleteArgs, config: ArchiveConfig) -> Result {
     let options = DeleteOptions::from(args);
     let archive = config.open(patient_once_reached(), nonzero(DELETE_REQUESTS));
     let report = run_to_end(full_runtime(), delete(&archive, &options))?;
-    print(&delete_text::text(&report, options.confirmed));
+    print(&delete_text::text(&report, options.confirmed))?;
     Ok(ExitStatus::DONE)
 }
 
@@ -248,7 +263,7 @@ fn restore(args: BackupFetchArgs, global: &GlobalArgs, config: ArchiveConfig, en
         let (archive, options) = (&archive, &options);
         async move { backup_fetch(archive, options, progress, start).await }
     })?;
-    print(&next_steps::text(&report));
+    print_after_work(&next_steps::text(&report));
     Ok(ExitStatus::DONE)
 }
 
@@ -269,7 +284,7 @@ fn back_up(args: BackupPushArgs, config: ArchiveConfig, environment: &Environmen
         let (archive, options) = (&archive, &options);
         async move { backup_push(archive, options, progress).await }
     })?;
-    print(&format!("{}\n", report.name));
+    print_after_work(&format!("{}\n", report.name));
     Ok(ExitStatus::DONE)
 }
 
@@ -371,10 +386,26 @@ fn note(line: &str) {
     log::report(tracing::Level::INFO, line);
 }
 
-/// Results. A reader that has gone away is not this command's failure.
-fn print(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+/// Prints a result.
+fn print(text: &str) -> std::result::Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    written(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
+}
+
+/// A reader that has gone away has seen enough; whatever else keeps a result from being written is a failure, or half a
+/// list would pass for the whole. The standard library lets a stdout that was closed from the start take everything.
+fn written(printed: io::Result<()>) -> std::result::Result<(), Failure> {
+    printed.or_else(|failed| match failed.kind() {
+        io::ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(Failure::Unwritten(failed)),
+    })
+}
+
+/// Prints what there is to say after hours of work, which is done whether or not that can be written.
+fn print_after_work(text: &str) {
+    if let Err(failure) = print(text) {
+        tracing::warn!("{}", failure.message());
+    }
 }
 
 #[cfg(test)]

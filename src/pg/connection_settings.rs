@@ -46,7 +46,7 @@ impl fmt::Debug for ConnectionSettings {
 }
 
 /// A variable that cannot be honoured, its keyword in a connection string, and the values of it that ask for nothing.
-pub(super) const UNSUPPORTED: [(&str, &str, &[&str]); 9] = [
+pub(super) const UNSUPPORTED: [(&str, &str, &[&str]); 12] = [
     ("PGSERVICE", "service", &[]),
     ("PGREQUIREPEER", "requirepeer", &[]),
     ("PGREQUIREAUTH", "require_auth", &[]),
@@ -55,6 +55,10 @@ pub(super) const UNSUPPORTED: [(&str, &str, &[&str]); 9] = [
     ("PGCHANNELBINDING", "channel_binding", &["disable", "prefer"]),
     ("PGGSSENCMODE", "gssencmode", &["disable", "prefer"]),
     ("PGSSLNEGOTIATION", "sslnegotiation", &["postgres"]),
+    ("PGSSLCERTMODE", "sslcertmode", &["allow"]),
+    // the driver's TLS is 1.2 or 1.3
+    ("PGSSLMINPROTOCOLVERSION", "ssl_min_protocol_version", &["TLSv1", "TLSv1.1", "TLSv1.2"]),
+    ("PGSSLMAXPROTOCOLVERSION", "ssl_max_protocol_version", &["TLSv1.3"]),
     ("PGTARGETSESSIONATTRS", "target_session_attrs", &["any"]),
 ];
 
@@ -255,6 +259,9 @@ mod tests {
             ("PGCHANNELBINDING", "require"),
             ("PGTARGETSESSIONATTRS", "read-write"),
             ("PGREQUIREPEER", "postgres"),
+            ("PGSSLCERTMODE", "require"),
+            ("PGSSLMINPROTOCOLVERSION", "TLSv1.3"),
+            ("PGSSLMAXPROTOCOLVERSION", "TLSv1.2"),
         ] {
             let error = settings(&[(name, value)]).unwrap_err();
             assert_eq!(error.kind(), Kind::Settings);
@@ -269,6 +276,7 @@ mod tests {
             ("PGSERVICEFILE", "/etc/pg_service.conf"),
             ("PGCHANNELBINDING", "prefer"),
             ("PGTARGETSESSIONATTRS", "any"),
+            ("PGSSLMINPROTOCOLVERSION", "TLSv1.2"),
             ("PGHOST", ""),
             ("PGPORT", ""),
         ] {

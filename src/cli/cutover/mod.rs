@@ -42,12 +42,11 @@ pub(super) fn run(
     global: &GlobalArgs,
     environment: &Environment,
     runtime: tokio::runtime::Runtime,
-    print: impl Fn(&str),
+    print: impl Fn(&str) -> std::result::Result<(), Failure>,
 ) -> std::result::Result<ExitStatus, Failure> {
     let CutoverArgs { common, step } = args;
     if matches!(step, Step::Init) {
-        print(SAMPLE);
-        return Ok(ExitStatus::DONE);
+        return print(SAMPLE).map(|()| ExitStatus::DONE);
     }
     let archive = archive(global, environment)?;
     let invocation = Invocation { plan: read_plan(&common, environment)?, common: &common, archive, print: &print };
@@ -57,7 +56,7 @@ pub(super) fn run(
     });
     runtime.shutdown_background();
     let outcome = outcome?;
-    print(&outcome.printed(common.json, common.dry_run));
+    print(&outcome.printed(common.json, common.dry_run))?;
     Ok(outcome.status)
 }
 
@@ -66,7 +65,7 @@ struct Invocation<'a> {
     plan: Plan,
     common: &'a CommonArgs,
     archive: Option<Archive>,
-    print: &'a dyn Fn(&str),
+    print: &'a dyn Fn(&str) -> std::result::Result<(), Failure>,
 }
 
 impl Invocation<'_> {

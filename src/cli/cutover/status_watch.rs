@@ -1,6 +1,6 @@
 //! `wal-eve cutover status`: once, or anew every two seconds until interrupted.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use super::outcome::Outcome;
@@ -9,7 +9,7 @@ use crate::cli::exit::ExitStatus;
 use crate::cutover::context::Cutover;
 use crate::cutover::status::observer::Observer;
 use crate::cutover::status::{Phase, Status};
-use crate::cutover::{Kind, Result};
+use crate::cutover::{CutoverError, Kind, Result};
 
 /// How often the picture is drawn anew.
 const REFRESH: Duration = Duration::from_secs(2);
@@ -47,9 +47,13 @@ async fn watched(cutover: &Cutover, observer: &mut Observer<'_>, as_json: bool) 
             status = observer.look() => status,
             _ = cutover.pause(Duration::MAX) => break,
         };
-        // who closed our output has seen enough
-        if draw(&status, as_json).is_err() {
-            break;
+        match draw(&status, as_json) {
+            Ok(()) => {}
+            // who closed our output has seen enough
+            Err(failed) if failed.kind() == ErrorKind::BrokenPipe => break,
+            Err(failed) => {
+                return Err(CutoverError::failed("could not write to the standard output").with_source(failed));
+            }
         }
         match cutover.pause(REFRESH).await {
             Ok(()) => {}

@@ -18,8 +18,11 @@ impl Invocation<'_> {
     pub(super) async fn walk(&self, args: &RunArgs, interrupted: watch::Receiver<bool>) -> Result<Outcome> {
         let mut told = Map::new();
         let mut has = |step: &str, outcome: &Outcome| {
-            if !self.common.json {
-                (self.print)(&outcome.printed(false, self.common.dry_run));
+            if !self.common.json
+                && let Err(failure) = (self.print)(&outcome.printed(false, self.common.dry_run))
+            {
+                // no reason to stop half-way
+                tracing::warn!("{}", failure.message());
             }
             told.insert(step.to_owned(), outcome.json().clone());
         };

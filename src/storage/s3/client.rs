@@ -8,15 +8,17 @@ use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
     AppName, BehaviorVersion, Config, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-    SharedHttpClient, StalledStreamProtectionConfig,
+    RuntimeComponents, SharedHttpClient, StalledStreamProtectionConfig,
 };
-use aws_smithy_http_client::Builder;
+use aws_smithy_http_client::proxy::ProxyConfig;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::{Builder, Connector};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::bucket_name;
+use super::service_client::ServiceClient;
 use super::{Addressing, S3Options};
 
 /// How long a connection may take to be made.
@@ -80,20 +82,41 @@ pub(super) fn secure(options: &S3Options) -> bool {
     options.endpoint.as_ref().is_none_or(|endpoint| endpoint.secure)
 }
 
-/// TLS and its root certificates only where it is needed: loading them takes longer than a request.
+/// Goes through the proxy that the environment names. TLS and its root certificates only where they are needed: loading
+/// them takes longer than a request.
 fn http_client(secure: bool) -> SharedHttpClient {
-    let builder = Builder::new().pool_idle_timeout(IDLE_TIMEOUT);
-    match secure {
-        true => builder.tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https(),
-        false => builder.build_http(),
+    Builder::new().build_with_connector_fn(move |settings, components| {
+        let mut connector = Connector::builder().pool_idle_timeout(IDLE_TIMEOUT).proxy_config(proxy(secure));
+        connector.set_connector_settings(settings.cloned());
+        connector.set_sleep_impl(components.and_then(RuntimeComponents::sleep_impl));
+        match secure {
+            true => connector.tls_provider(Provider::Rustls(CryptoMode::Ring)).build(),
+            false => connector.build_http(),
+        }
+    })
+}
+
+/// By curl's variables. WAL-E has one proxy for all, `http_proxy`, so it stands for `https` too where none is named for that.
+fn proxy(secure: bool) -> ProxyConfig {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let is_named =
+        ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"].into_iter().any(|name| variable(name).is_some());
+    match variable("http_proxy") {
+        Some(proxy) if secure && !is_named => {
+            let proxy = if proxy.contains("://") { proxy } else { format!("http://{proxy}") };
+            let except = variable("NO_PROXY").or_else(|| variable("no_proxy")).unwrap_or_default();
+            // one that is no address is ignored, as it is among curl's
+            ProxyConfig::https(proxy).map_or_else(|_| ProxyConfig::disabled(), |config| config.no_proxy(except))
+        }
+        _ => ProxyConfig::from_env(),
     }
 }
 
 async fn make(options: &S3Options, http_client: SharedHttpClient) -> Result<Client, NoRegion> {
     let region = region(options).await.ok_or_else(|| NoRegion { bucket: options.bucket.clone() })?;
-    let services = match options.credentials.asks_services() && !secure(options) {
-        true => self::http_client(true),
-        false => http_client.clone(),
+    let services = ServiceClient {
+        https: if secure(options) { http_client.clone() } else { self::http_client(true) },
+        http: Builder::new().build_http(),
     };
     let credentials = options.credentials.provider(region.clone(), services).await;
     let config = Config::builder()

@@ -9,7 +9,9 @@ use aws_config::provider_config::ProviderConfig;
 use aws_credential_types::Credentials as Keys;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
-use aws_sdk_s3::config::{Region, SharedHttpClient};
+use aws_sdk_s3::config::Region;
+
+use super::service_client::ServiceClient;
 
 /// Where credentials come from.
 #[derive(Clone)]
@@ -58,9 +60,9 @@ impl Credentials {
     }
 
     /// A provider that remembers nothing of earlier ones.
-    pub(super) async fn provider(&self, region: Region, http_client: SharedHttpClient) -> SharedCredentialsProvider {
+    pub(super) async fn provider(&self, region: Region, services: ServiceClient) -> SharedCredentialsProvider {
         let config =
-            || ProviderConfig::without_region().with_region(Some(region.clone())).with_http_client(http_client.clone());
+            || ProviderConfig::without_region().with_region(Some(region.clone())).with_http_client(services.clone());
         match self {
             Self::Chain => {
                 let chain = DefaultCredentialsChain::builder().region(region.clone()).configure(config());

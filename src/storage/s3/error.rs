@@ -244,9 +244,10 @@ fn lost_hint(kind: Kind, cause: &str, options: &S3Options) -> Option<String> {
             "{server} does not speak TLS, or its certificate is not trusted: check the endpoint and this \
                 machine's CA certificates."
         )),
-        _ if cause.contains("dns error") => {
-            Some(format!("The name of {server} was not found: check the endpoint, the region and this machine's DNS."))
-        }
+        _ if cause.contains("dns error") => Some(format!(
+            "The name of {server}, or of a proxy on the way, was not found: check the endpoint, the region, the proxy \
+                 and this machine's DNS."
+        )),
         _ => None,
     }
 }

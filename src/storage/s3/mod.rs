@@ -18,6 +18,7 @@ mod credentials;
 mod endpoint;
 mod error;
 mod pace;
+mod service_client;
 mod store;
 mod upload;
 

@@ -68,6 +68,8 @@ pub(crate) struct Shared {
     log: RequestLog,
     credentials: Arc<Mutex<CredentialTable>>,
     deny_list: AtomicBool,
+    /// The prefix that alone may be read, with nothing else allowed.
+    read_only_below: Mutex<Option<String>>,
     in_flight: Arc<AtomicUsize>,
     peak_in_flight: AtomicUsize,
     connections: AtomicUsize,
@@ -78,6 +80,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    fn allows(&self, request: &Request) -> bool {
+        let reads_below = |prefix: &String| request.operation.is_read() && request.key.starts_with(prefix);
+        let denied_list = request.operation.is_list() && self.deny_list.load(Ordering::SeqCst);
+        !denied_list && self.read_only_below.lock().unwrap().as_ref().is_none_or(reads_below)
+    }
+
+    /// Whether an absent key is told from a forbidden one.
+    fn tells_absent_keys(&self) -> bool {
+        !self.deny_list.load(Ordering::SeqCst) && self.read_only_below.lock().unwrap().is_none()
+    }
+
     /// A different value each time, where computing an MD5 would cost too much.
     fn stand_in_for_md5(&self) -> [u8; 16] {
         let number = self.next_etag.fetch_add(1, Ordering::Relaxed);
@@ -157,6 +170,7 @@ impl S3ServerBuilder {
             log: RequestLog::default(),
             credentials: Arc::clone(&credentials),
             deny_list: AtomicBool::new(false),
+            read_only_below: Mutex::default(),
             in_flight: Arc::default(),
             peak_in_flight: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
@@ -351,6 +365,13 @@ impl S3Server {
         self.shared.deny_list.store(yes, Ordering::SeqCst);
     }
 
+    /// Takes away all permissions but those to restore from below a prefix: `s3:GetObject` there, and `s3:ListBucket` on the
+    /// condition that `s3:prefix` begins with it. Everything else is answered 403 AccessDenied, and so is, as in S3, a GET
+    /// or HEAD of an absent key, to which that condition cannot apply.
+    pub fn allow_only_reading(&self, prefix: &str) {
+        *self.shared.read_only_below.lock().unwrap() = Some(prefix.to_owned());
+    }
+
     /// Accepts these credentials besides those accepted so far.
     pub fn accept(&self, credentials: Credentials) {
         self.shared.credentials.lock().unwrap().accepted.push(credentials);
@@ -444,7 +465,7 @@ async fn decide(
 ) -> Result<Answer, BoxError> {
     let struck = shared.faults.strike(parsed);
     let mut refusal = shared.credentials.lock().unwrap().refusal(parsed);
-    if refusal.is_none() && parsed.operation.is_list() && shared.deny_list.load(Ordering::SeqCst) {
+    if refusal.is_none() && !shared.allows(parsed) {
         refusal = Some((403, "AccessDenied", "Access Denied"));
     }
     let mut shape = Shape::default();

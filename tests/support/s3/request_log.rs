@@ -36,6 +36,11 @@ impl Operation {
         matches!(self, Self::ListObjects | Self::ListObjectsV2)
     }
 
+    /// Whether the operation reads an object or lists keys, and changes nothing.
+    pub fn is_read(self) -> bool {
+        matches!(self, Self::GetObject | Self::HeadObject) || self.is_list()
+    }
+
     /// Whether the request, not the response, carries the object's bytes.
     pub fn is_upload(self) -> bool {
         matches!(self, Self::PutObject | Self::UploadPart)

@@ -1,7 +1,6 @@
 //! The S3 operations over the store.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -116,7 +115,7 @@ impl Service {
 
     /// What a GET or HEAD of an absent key answers: without the permission to list, S3 does not tell.
     fn absent<T>(&self) -> S3Result<T> {
-        if self.0.deny_list.load(Ordering::SeqCst) {
+        if !self.0.tells_absent_keys() {
             return Err(s3_error!(AccessDenied, "Access Denied"));
         }
         Err(s3_error!(NoSuchKey, "The specified key does not exist."))
