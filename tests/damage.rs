@@ -504,6 +504,28 @@ fn write(root: &Path, name: &str, text: &str) {
 }
 
 #[test]
+fn a_tablespace_in_use_is_refused_and_left_alone() {
+    let mut backup = HandMadeBackup::new();
+    backup.partition(1, &[RawMember::file("pg_tblspc/16384/PG_15_202209061/1/2", noise(2, 400_000))]);
+    let site = Site::with(&backup);
+    let in_use = site.root.path().join("in use");
+    write(&in_use, "PG_15_202209061/1/2", "a running server's");
+    fs::create_dir_all(site.target().join("pg_tblspc")).unwrap();
+    std::os::unix::fs::symlink(&in_use, site.target().join("pg_tblspc/16384")).unwrap();
+    fs::set_permissions(site.target(), fs::Permissions::from_mode(0o755)).unwrap();
+    let before = (dir_tree(&in_use), dir_tree(&site.target()));
+    for more in [&[][..], &["--blind-restore"], &["--restore-spec", "SOURCE"]] {
+        let output = site.restore_with(more).assert_code(1);
+        says(&output, &[in_use.to_str().unwrap(), "pg_tblspc/16384", "is not empty", "running server", "HINT:  "]);
+        assert_eq!((dir_tree(&in_use), dir_tree(&site.target())), before);
+        assert_eq!(site.target().metadata().unwrap().permissions().mode() & 0o7777, 0o755);
+    }
+    fs::remove_dir_all(in_use.join("PG_15_202209061")).unwrap();
+    site.restore().assert_success();
+    assert_eq!(fs::read(in_use.join("PG_15_202209061/1/2")).unwrap(), noise(2, 400_000));
+}
+
+#[test]
 fn a_target_that_cannot_be_written_is_named() {
     let site = Site::with(&HandMadeBackup::new());
     let closed = site.root.path().join("closed");
@@ -549,6 +571,7 @@ fn a_restore_specification_that_cannot_be_followed_is_refused() {
     let _ = fs::remove_dir_all(site.target());
     let good = format!("{{\"16384\": {{\"loc\": \"{}/\", \"link\": \"pg_tblspc/16384\"}}}}", space.display());
     says(&with_spec(&good).assert_code(1), &["tablespace 16384", "not empty", "running server"]);
+    assert!(!site.target().exists(), "a refusal leaves nothing behind");
     fs::remove_file(space.join("of another cluster")).unwrap();
     with_spec(&good).assert_success();
     assert_eq!(fs::read(space.join("PG_15_202209061/1/2")).unwrap(), b"in the tablespace");

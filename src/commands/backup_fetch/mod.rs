@@ -215,9 +215,14 @@ fn prepare(
     choice: &TablespaceChoice,
     spec: Option<&RestoreSpec>,
 ) -> Result<Prepared> {
-    let target = Target::open(directory, choice, spec)?;
-    // before the journal, so that a refusal leaves an empty directory empty
-    let links = tablespaces::prepare(target.root(), choice, spec, target.is_resumed())?;
+    let target = Target::open(directory)?;
+    tablespaces::check(target.root(), choice, spec, target.is_resumed())?;
+    // nothing was changed before here, so that a refusal leaves everything as it was
+    target.create()?;
+    if !target.is_resumed() {
+        tablespaces::make_links(target.root(), choice, spec)?;
+    }
+    let links = tablespaces::existing_links(target.root())?;
     let places = links.iter().map(|link| (link.clone(), fs::read_link(target.root().join(link)).unwrap_or_default()));
     let journal = Journal::open(target.journal_directory(), name, prefix, sentinel, places.collect())?;
     // opened before the first write, so that a failed write is reported at the end

@@ -6,9 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
-use super::TablespaceChoice;
 use crate::commands::{CommandError, Result};
-use crate::formats::restore_spec::RestoreSpec;
 use crate::pg::control_file::ControlFile;
 use crate::pg::data_directory::{self, Postmaster};
 use crate::transfer::extract::Destination;
@@ -28,9 +26,8 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Refuses a directory that a server uses or that holds something else than an interrupted restore; makes it, for its
-    /// owner only, if it is not there.
-    pub(super) fn open(root: PathBuf, choice: &TablespaceChoice, spec: Option<&RestoreSpec>) -> Result<Self> {
+    /// Refuses a directory that a server uses or that holds something else than an interrupted restore. Changes nothing.
+    pub(super) fn open(root: PathBuf) -> Result<Self> {
         if let Postmaster::Present { pid, .. } = data_directory::postmaster_in(&root)? {
             let pid = pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
             return Err(CommandError::refused("attempting to overwrite a live data directory")
@@ -50,18 +47,18 @@ impl Target {
                     "Remove that directory and go on with what was restored, or restore into an empty directory.",
                 ));
         }
-        if !root.exists()
-            && *choice == TablespaceChoice::ExistingLinks
-            && let Some(spec) = spec.filter(|spec| !spec.tablespaces.is_empty())
-        {
-            return Err(super::tablespaces::missing_links(spec.tablespaces.iter().map(|space| space.name.clone())));
-        }
+        Ok(Self { root, links: BTreeSet::new(), is_resumed })
+    }
+
+    /// Makes the directory, for its owner only, if it is not there.
+    pub(super) fn create(&self) -> Result<()> {
+        let root = &self.root;
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(&root)
-            .map_err(CommandError::file("create directory", &root))?;
-        Ok(Self { root, links: BTreeSet::new(), is_resumed })
+            .create(root)
+            .map_err(CommandError::file("create directory", root))?;
+        Ok(())
     }
 
     pub(super) fn with_links(self, links: BTreeSet<PathBuf>) -> Self {
