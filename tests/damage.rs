@@ -526,6 +526,18 @@ fn a_tablespace_in_use_is_refused_and_left_alone() {
 }
 
 #[test]
+fn a_directory_that_others_can_read_is_closed_where_the_backup_says_no_mode() {
+    let mut backup = HandMadeBackup::new();
+    let base = RawMember::file("base/1/1259", noise(1, 620_000));
+    backup.partition(0, &[RawMember::file("PG_VERSION", "15\n"), base]);
+    let site = Site::with(&backup);
+    fs::create_dir(site.target()).unwrap();
+    fs::set_permissions(site.target(), fs::Permissions::from_mode(0o755)).unwrap();
+    site.restore().assert_success();
+    assert_eq!(site.target().metadata().unwrap().permissions().mode() & 0o7777, 0o700);
+}
+
+#[test]
 fn a_target_that_cannot_be_written_is_named() {
     let site = Site::with(&HandMadeBackup::new());
     let closed = site.root.path().join("closed");

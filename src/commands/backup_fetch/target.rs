@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use crate::commands::{CommandError, Result};
@@ -50,7 +50,8 @@ impl Target {
         Ok(Self { root, links: BTreeSet::new(), is_resumed })
     }
 
-    /// Makes the directory, for its owner only, if it is not there.
+    /// Makes the directory if it is not there, and closes it to all but its owner: not every backup says its mode, and a
+    /// server does not start in one that others can read.
     pub(super) fn create(&self) -> Result<()> {
         let root = &self.root;
         DirBuilder::new()
@@ -58,6 +59,12 @@ impl Target {
             .mode(0o700)
             .create(root)
             .map_err(CommandError::file("create directory", root))?;
+        // the mode of one that is taken up is the backup's
+        let is_open = |root: &Path| Ok(fs::metadata(root)?.mode() & 0o077 != 0);
+        if !self.is_resumed && is_open(root).map_err(CommandError::file("examine", root))? {
+            let closed = fs::set_permissions(root, fs::Permissions::from_mode(0o700));
+            closed.map_err(CommandError::file("set the mode of", root))?;
+        }
         Ok(())
     }
 
