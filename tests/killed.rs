@@ -8,11 +8,11 @@ mod support;
 use std::fs;
 use std::path::PathBuf;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
 use support::WalSite as Site;
-use support::hand_made_backup::{control_file, lzop};
+use support::hand_made_backup::{BACKUP, control_file, lzop};
 use support::s3::{Operation, What, When};
 use support::wal_segment::{SEGMENT_BYTES, noise, segment, segment_name};
 use support::{HandMadeBackup, Mode, PgCluster, RawMember, Running, WalEve, wal_eve_bin};
@@ -154,11 +154,10 @@ fn a_killed_restore_goes_on_where_it_stopped() {
     }
 }
 
-#[test]
-fn a_killed_restore_is_not_taken_up_with_another_backup_or_archive() {
+/// A site whose restore of [`large_backup`] was killed after its first partition.
+fn interrupted_restore() -> Site {
     let site = Site::new();
     large_backup().put_into(&site.server, "b", "p/");
-    large_backup().put_into(&site.server, "b", "q/");
     site.server.faults().add(When::operation(Operation::GetObject).key("tar_partitions").skip(1), STUCK);
     let mut restore = site.spawn_restore();
     let begun = || site.partitions_done().is_some_and(|done| !done.is_empty());
@@ -166,11 +165,55 @@ fn a_killed_restore_is_not_taken_up_with_another_backup_or_archive() {
     restore.kill9();
     drop(restore);
     site.server.faults().clear();
+    site
+}
+
+#[test]
+fn a_killed_restore_is_not_taken_up_with_another_archive() {
+    let site = interrupted_restore();
+    large_backup().put_into(&site.server, "b", "q/");
     let target = site.target().display().to_string();
     let other = site.wal_eve().env("WALE_S3_PREFIX", "s3://b/q").run(["backup-fetch", &target, "LATEST"]);
     let text = other.assert_code(1).stderr_text();
     assert!(text.contains("interrupted restore of another backup") && text.contains("s3://b/p"), "{text}");
     site.spawn_restore().wait().assert_success();
+}
+
+#[test]
+fn a_killed_restore_of_the_latest_backup_goes_on_with_the_same_one_when_there_is_a_newer() {
+    let site = interrupted_restore();
+    let newer = BACKUP.replace("0002_", "0003_");
+    let sentinel = format!("p/{}", HandMadeBackup::sentinel_key());
+    for key in site.server.keys("b", &format!("p/basebackups_005/{BACKUP}")) {
+        let body = site.server.object("b", &key).unwrap().body;
+        site.server.put_object("b", &key.replace(BACKUP, &newer), body);
+    }
+    site.server.set_last_modified("b", &sentinel, SystemTime::UNIX_EPOCH);
+    let done = site.partitions_done().unwrap();
+
+    let target = site.target().display().to_string();
+    let text = site.wal_eve().run(["backup-fetch", &target, &newer]).assert_code(1).stderr_text();
+    assert!(
+        text.contains("interrupted restore of another backup") && text.contains(&format!("Ask for {BACKUP}")),
+        "{text}"
+    );
+
+    let body = site.server.object("b", &sentinel).unwrap().body;
+    assert!(site.server.delete("b", &sentinel));
+    let text = site.spawn_restore().wait().assert_code(1).stderr_text();
+    assert!(text.contains(&format!("does not hold backup {BACKUP}")) && text.contains(&newer), "{text}");
+    assert_eq!(site.partitions_done().unwrap(), done);
+    site.server.put_object("b", &sentinel, body);
+    site.server.set_last_modified("b", &sentinel, SystemTime::UNIX_EPOCH);
+
+    site.server.clear_requests();
+    let output = site.spawn_restore().wait().assert_success();
+    let text = output.stderr_text();
+    let told = text.lines().find(|line| line.contains("going on with the interrupted restore"));
+    assert!(told.is_some_and(|line| line.contains(BACKUP) && line.contains(&newer)), "{text}");
+    assert!(output.stdout_text().contains(BACKUP));
+    assert_eq!(site.server.count(Operation::GetObject, &format!("{newer}/tar_partitions")), 0);
+    assert_eq!(site.server.count(Operation::GetObject, "tar_partitions"), 6 - done.len());
 }
 
 #[test]

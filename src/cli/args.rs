@@ -140,9 +140,10 @@ pub(super) struct BackupPushArgs {
 
 /// Restore a base backup
 ///
-/// PG_CLUSTER_DIRECTORY has to be empty or not there. The control file is put in place last, so that a server cannot start on
-/// a half-restored directory; run again after an interruption, the same command goes on where it stopped. Afterwards it says
-/// what is left to do before the server starts.
+/// PG_CLUSTER_DIRECTORY has to be empty or not there, but for links to empty directories in pg_tblspc. The control file is put
+/// in place last, so that a server cannot start on a half-restored directory; run again after an interruption, the same
+/// command goes on where it stopped, with the same backup also where LATEST is another one by now. Afterwards it says what is
+/// left to do before the server starts.
 #[derive(Debug, Args)]
 pub(super) struct BackupFetchArgs {
     /// The data directory to restore to

@@ -41,6 +41,12 @@ pub(super) struct Journal {
 }
 
 impl Journal {
+    /// The backup from `prefix` whose restore was interrupted, by the journal in `directory`, if one is there.
+    pub(super) fn interrupted(directory: &Path, prefix: &str) -> Option<String> {
+        let record: Record = serde_json::from_slice(&fs::read(directory.join(FILE)).ok()?).ok()?;
+        Some(record.backup).filter(|_| record.prefix == prefix)
+    }
+
     /// Opens the journal in `directory`, which is made if it is not there. A journal of another backup is refused.
     pub(super) fn open(
         directory: PathBuf,
@@ -75,7 +81,10 @@ impl Journal {
                     directory.display()
                 ))
                 .with_detail(format!("It is of {} from \"{}\".", found.backup, found.prefix))
-                .with_hint("Finish that restore with the same command as before, or empty the data directory."));
+                .with_hint(format!(
+                    "Ask for {} from that prefix to finish that restore, or empty the data directory.",
+                    found.backup
+                )));
             }
             Some(found) if found.sentinel != fresh.sentinel => {
                 tracing::warn!("the backup was taken anew since this restore was interrupted: starting it over");

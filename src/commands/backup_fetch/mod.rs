@@ -13,7 +13,7 @@ mod target;
 
 use std::fs;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -27,12 +27,12 @@ use super::archive::Archive;
 use super::wal_continuity::{self, SegmentRange};
 use super::{CommandError, Result, backup_query};
 use crate::formats::backup_name::BackupName;
-use crate::formats::restore_spec::RestoreSpec;
+use crate::formats::restore_spec::{RestoreSpec, RestoreSpecError};
 use crate::formats::sentinel::Sentinel;
 use crate::formats::wal_name::SegmentName;
 use crate::formats::wal_page::LongPageHeader;
 use crate::fs::filesystem_sync::FilesystemSync;
-use crate::pg::data_directory::DataDirectory;
+use crate::pg::data_directory::{self, DataDirectory};
 use crate::transfer::off_async;
 use crate::transfer::partition_download::download_partition;
 use crate::transfer::progress::Progress;
@@ -100,11 +100,16 @@ pub async fn backup_fetch(
     progress: Arc<Progress>,
     on_wal_directory: impl FnOnce(&FirstWal) + Send,
 ) -> Result<BackupFetchReport> {
-    let backup = backup_query::resolve(archive, &options.query).await?;
-    let name = backup.name;
+    let directory = target_directory(options)?;
+    let prefix = archive.store.url(archive.layout.prefix());
+    let name = match Journal::interrupted(&target::journal_directory(&directory), &prefix) {
+        Some(begun) if options.query == backup_query::LATEST && !data_directory::looks_finished(&directory)? => {
+            taken_up(archive, &directory, &begun).await?
+        }
+        _ => backup_query::resolve(archive, &options.query).await?.name,
+    };
     let sentinel = backup_query::sentinel(archive, &name).await?;
     let spec = restore_spec(&sentinel, &options.tablespaces)?;
-    let directory = target_directory(options, &spec)?;
     tracing::info!(backup = %name, directory = %directory.display(), "restoring a base backup");
 
     let partitions = partitions::list(archive, &name).await?;
@@ -114,7 +119,6 @@ pub async fn backup_fetch(
 
     let prepared = {
         let (directory, name, choice) = (directory.clone(), name.clone(), options.tablespaces.clone());
-        let prefix = archive.store.url(archive.layout.prefix());
         let sentinel = sentinel.to_json();
         off_async(move || prepare(directory, &name, &prefix, &sentinel, &choice, spec.as_ref())).await?
     };
@@ -168,39 +172,50 @@ pub async fn backup_fetch(
     Ok(BackupFetchReport { name, directory, bytes, resumed_partitions, next_steps })
 }
 
-/// The backup's own specification with the user's over it; none for backups that have none (WAL-E up to 0.6).
+/// What `LATEST` means where an interrupted restore is taken up: the backup that it is of, whatever is newer by now.
+async fn taken_up(archive: &Archive, directory: &Path, begun: &str) -> Result<BackupName> {
+    let latest = backup_query::resolve(archive, backup_query::LATEST).await?.name;
+    match backup_query::find(archive, begun).await? {
+        Some(found) if found.name == latest => Ok(latest),
+        Some(found) => {
+            tracing::info!(backup = %found.name, newest = %latest, "going on with the interrupted restore, and not with the newest backup");
+            Ok(found.name)
+        }
+        None => Err(CommandError::refused(format!("the archive does not hold backup {begun} any more"))
+            .with_detail(format!("\"{}\" holds an interrupted restore of it.", directory.display()))
+            .with_hint(format!("Empty the data directory and the tablespaces' directories, and restore another backup, such as {latest}."))),
+    }
+}
+
+/// The backup's own specification with the user's over it; none for backups that have none (WAL-E up to 0.6). Where the
+/// source lay is no reason to restore there, so its `base_prefix` means nothing.
 fn restore_spec(sentinel: &Sentinel, choice: &TablespaceChoice) -> Result<Option<RestoreSpec>> {
-    let empty = Value::Object(serde_json::Map::new());
-    let unusable =
-        |failed| CommandError::refused("the restore specification cannot be used").with_detail(format!("{failed}."));
-    match (choice, &sentinel.spec) {
-        (TablespaceChoice::Spec(file), recorded) => {
-            let base = recorded.as_ref().unwrap_or(&empty);
-            // where the source lay is no reason to restore there: only the file itself may say so
-            let mut merged = RestoreSpec::from_json(base, Some(file)).map_err(unusable)?;
-            merged.base_prefix =
-                RestoreSpec::from_json(&empty, Some(&with_base_prefix_only(file))).map_err(unusable)?.base_prefix;
-            Ok(Some(merged))
-        }
-        (_, None) => Ok(None),
-        (_, Some(recorded)) => {
-            let recorded = RestoreSpec::from_json(recorded, None).map_err(unusable)?;
-            Ok(Some(RestoreSpec { base_prefix: None, ..recorded }))
-        }
+    let file = match choice {
+        TablespaceChoice::Spec(file) => Some(file),
+        _ => None,
+    };
+    if file.is_none() && sentinel.spec.is_none() {
+        return Ok(None);
     }
+    let recorded = sentinel.spec.clone().unwrap_or_else(empty_object);
+    RestoreSpec::from_json(&recorded, file).map(Some).map_err(unusable_spec)
 }
 
-fn with_base_prefix_only(file: &Value) -> Value {
-    let mut kept = serde_json::Map::new();
-    if let Some(base_prefix) = file.get("base_prefix") {
-        kept.insert("base_prefix".into(), base_prefix.clone());
-    }
-    kept.into()
+fn empty_object() -> Value {
+    Value::Object(serde_json::Map::new())
 }
 
-fn target_directory(options: &BackupFetchOptions, spec: &Option<RestoreSpec>) -> Result<PathBuf> {
-    let chosen = spec.as_ref().and_then(|spec| spec.base_prefix.as_ref()).map(PathBuf::from);
-    let directory = chosen.unwrap_or_else(|| options.directory.clone());
+fn unusable_spec(failed: RestoreSpecError) -> CommandError {
+    CommandError::refused("the restore specification cannot be used").with_detail(format!("{failed}."))
+}
+
+/// Where the command line says, or the specification file.
+fn target_directory(options: &BackupFetchOptions) -> Result<PathBuf> {
+    let in_file = match &options.tablespaces {
+        TablespaceChoice::Spec(file) => RestoreSpec::base_prefix_of(file).map_err(unusable_spec)?,
+        _ => None,
+    };
+    let directory = in_file.map_or_else(|| options.directory.clone(), PathBuf::from);
     std::path::absolute(&directory).map_err(CommandError::file("find", &directory))
 }
 

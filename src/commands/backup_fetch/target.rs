@@ -17,6 +17,11 @@ const JOURNAL_DIRECTORY: &str = ".wal-eve-restore";
 /// The control file while it is held back.
 const HELD_BACK: &str = "pg_control";
 
+/// Where the journal of a restore into `root` is.
+pub(super) fn journal_directory(root: &Path) -> PathBuf {
+    root.join(JOURNAL_DIRECTORY)
+}
+
 /// A directory that may be restored into.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -34,7 +39,7 @@ impl Target {
                 .with_detail(format!("\"{}\" has a postmaster.pid, of process {pid}.", root.display()))
                 .with_hint("Stop the server and restore into an empty directory. If no server runs there, remove postmaster.pid."));
         }
-        let is_resumed = root.join(JOURNAL_DIRECTORY).is_dir();
+        let is_resumed = journal_directory(&root).is_dir();
         if !is_resumed {
             refuse_unless_free(&root)?;
         } else if data_directory::looks_finished(&root)? {
@@ -82,7 +87,7 @@ impl Target {
     }
 
     pub(super) fn journal_directory(&self) -> PathBuf {
-        self.root.join(JOURNAL_DIRECTORY)
+        journal_directory(&self.root)
     }
 
     pub(super) fn destination(&self) -> Destination {
