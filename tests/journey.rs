@@ -311,7 +311,8 @@ fn a_stopped_cluster_is_backed_up_by_its_right_name_and_starts_without_the_archi
 
     // The archive is of no help: the copy has all that it needs.
     let mut copy = PgCluster::without_data(15);
-    fetch_backup(&archive, copy.data_dir(), &[]);
+    let output = fetch_backup(&archive, copy.data_dir(), &[]);
+    assert!(!output.stderr_text().contains("sentinel says"), "every byte counts: {}", output.stderr_text());
     copy.configure_connections();
     copy.configure("archive_mode = off");
     copy.start();
@@ -471,7 +472,8 @@ fn a_backup_under_heavy_writes_is_consistent() {
     vacuuming.kill9();
     source.stop(Mode::Fast);
 
-    let copy = recovered(&archive, 15, &[]);
+    // what vanished counts as missing, and may be much of so small a cluster
+    let copy = recovered(&archive, 15, &["--allow-missing-files"]);
     assert_eq!(copy.psql("select sum(balance), count(*) from account"), "500000|5000");
     assert_eq!(copy.psql("set enable_seqscan = off; select count(*) from account where id > 0"), "5000");
     assert_eq!(copy.psql(ROWS).split('|').next(), Some("10000"));

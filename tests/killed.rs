@@ -35,7 +35,7 @@ impl Site {
     fn partitions_done(&self) -> Option<Vec<u32>> {
         let journal = fs::read(self.target().join(".wal-eve-restore/journal.json")).ok()?;
         let journal: serde_json::Value = serde_json::from_slice(&journal).unwrap();
-        Some(serde_json::from_value(journal["partitions_done"].clone()).unwrap())
+        Some(journal["partition_bytes"].as_object().unwrap().keys().map(|number| number.parse().unwrap()).collect())
     }
 
     fn spawn_restore(&self) -> Running {
@@ -110,6 +110,9 @@ fn a_killed_wal_fetch_leaves_nothing_and_the_next_one_succeeds() {
     }
 }
 
+/// The bytes of the files of [`large_backup`].
+const EXPANDED_SIZE: u64 = 3 + 620_000 + 4 * 600_000 + 1 + 8192;
+
 /// A backup of six partitions that take a while each.
 fn large_backup() -> HandMadeBackup {
     let mut backup = HandMadeBackup::new();
@@ -118,6 +121,7 @@ fn large_backup() -> HandMadeBackup {
         backup.partition(number, &[RawMember::file(&format!("base/2/{number}"), contents)]);
     }
     backup.partition(5, &[RawMember::file("backup_label", "x"), RawMember::file("global/pg_control", control_file())]);
+    backup.sentinel(EXPANDED_SIZE);
     backup
 }
 
@@ -140,7 +144,8 @@ fn a_killed_restore_goes_on_where_it_stopped() {
         );
         let done = site.partitions_done().unwrap();
         site.server.clear_requests();
-        site.spawn_restore().wait().assert_success();
+        let output = site.spawn_restore().wait().assert_success();
+        assert!(!output.stderr_text().contains("sentinel says"), "{}", output.stderr_text());
         for number in 0..6 {
             let fetched = site.server.count(Operation::GetObject, &format!("part_{number:08}"));
             assert_eq!(fetched, usize::from(!done.contains(&number)), "partition {number}, {done:?} were done");

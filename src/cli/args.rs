@@ -168,6 +168,9 @@ pub(super) struct BackupFetchArgs {
     /// Go on when the archive lacks WAL that the backup needs to become consistent
     #[arg(long)]
     pub(super) allow_missing_wal: bool,
+    /// Go on when more than a twentieth of the backup's bytes are missing from its partitions
+    #[arg(long)]
+    pub(super) allow_missing_files: bool,
     /// Do not fetch the first segments of WAL while the backup still loads
     #[arg(long)]
     pub(super) no_prefetch: bool,

@@ -128,7 +128,7 @@ impl HandMadeBackup {
                 RawMember::file("global/pg_control", control_file()),
             ],
         );
-        backup.sentinel(4);
+        backup.sentinel(1_000_000);
         for number in NEEDED_SEGMENTS {
             backup.objects.insert(Self::wal_key(number), lzop(&segment(number)));
         }
@@ -152,11 +152,12 @@ impl HandMadeBackup {
         self.objects.insert(Self::partition_key(number), lzop(&tar(members)));
     }
 
-    fn sentinel(&mut self, stop_segment: u32) {
+    /// Makes or replaces the sentinel.
+    pub fn sentinel(&mut self, expanded_size_bytes: u64) {
         let text = format!(
             "{{\"wal_segment_backup_stop\": \"{}\", \"wal_segment_offset_backup_stop\": \"00000100\", \
-             \"expanded_size_bytes\": 1000000, \"spec\": {{\"base_prefix\": \"/data/\", \"tablespaces\": []}}}}",
-            segment_name(stop_segment)
+             \"expanded_size_bytes\": {expanded_size_bytes}, \"spec\": {{\"base_prefix\": \"/data/\", \"tablespaces\": []}}}}",
+            segment_name(4)
         );
         self.objects.insert(Self::sentinel_key(), text.into_bytes());
     }

@@ -4,6 +4,7 @@
 //! checked and durable, so a directory that is half restored can never be started; an interrupted restore is taken up again
 //! where its journal ends.
 
+mod completeness;
 mod journal;
 mod manifest;
 mod next_steps;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::Value;
 
+use self::completeness::Completeness;
 use self::journal::Journal;
 pub use self::next_steps::NextSteps;
 use self::target::Target;
@@ -64,6 +66,8 @@ pub struct BackupFetchOptions {
     pub tablespaces: TablespaceChoice,
     /// Whether to go on when the archive lacks WAL that the backup needs.
     pub allow_missing_wal: bool,
+    /// Whether to go on when the partitions held far fewer bytes than the backup has.
+    pub allow_missing_files: bool,
 }
 
 /// What was restored.
@@ -138,7 +142,7 @@ pub async fn backup_fetch(
                         let extracted =
                             download_partition(&*archive.store, &part.key, destination, progress.clone()).await?;
                         let number = part.number;
-                        off_async(move || journal.record(number)).await?;
+                        off_async(move || journal.note(number, extracted.bytes)).await?;
                         progress.part_done();
                         tracing::info!(
                             partition = number,
@@ -168,7 +172,12 @@ pub async fn backup_fetch(
     };
 
     let last = partitions.last().map(|part| part.number);
-    let next_steps = off_async(move || finish(&target, syncs, &journal, last)).await?;
+    let needed = Completeness {
+        is_online: !is_offline(&name, &sentinel),
+        expanded_size_bytes: sentinel.expanded_size_bytes,
+        allow_missing_files: options.allow_missing_files,
+    };
+    let next_steps = off_async(move || finish(&target, syncs, &journal, last, &needed)).await?;
     Ok(BackupFetchReport { name, directory, bytes, resumed_partitions, next_steps })
 }
 
@@ -249,19 +258,27 @@ fn prepare(
 }
 
 /// Makes everything durable, then, last of all, the control file appear.
-fn finish(target: &Target, syncs: Vec<FilesystemSync>, journal: &Journal, last: Option<u32>) -> Result<NextSteps> {
+fn finish(
+    target: &Target,
+    syncs: Vec<FilesystemSync>,
+    journal: &Journal,
+    last: Option<u32>,
+    needed: &Completeness,
+) -> Result<NextSteps> {
     let checked = target.held_back_control_file().and_then(|control| {
+        needed.check_label(target.root())?;
         tablespaces::rewrite_map(target.root())?;
         Ok(control)
     });
     let control = match (checked, last) {
         (Err(failed), Some(last)) => {
-            // the one with the control file: once the archive is mended, the same command has to fetch it again
+            // the one with these files: once the archive is mended, the same command has to fetch it again
             journal.forget(|partition| partition == last)?;
             return Err(failed);
         }
         (checked, _) => checked?,
     };
+    needed.check_bytes(journal.restored_bytes())?;
     target.give_to_owner()?;
     for sync in syncs {
         if let Err(failed) = sync.finish() {
@@ -276,6 +293,11 @@ fn finish(target: &Target, syncs: Vec<FilesystemSync>, journal: &Journal, last: 
     Ok(next_steps)
 }
 
+/// Whether the backup is of a stopped cluster: it stops where it starts.
+fn is_offline(name: &BackupName, sentinel: &Sentinel) -> bool {
+    sentinel.stop_segment == name.segment().to_string() && sentinel.stop_offset == name.offset()
+}
+
 /// Refuses to spend hours on a backup that cannot become consistent. The first page of the WAL that it needs, if it needs any.
 async fn check_wal(
     archive: &Archive,
@@ -284,9 +306,8 @@ async fn check_wal(
     allow_missing: bool,
 ) -> Result<Option<LongPageHeader>> {
     let Ok(last) = sentinel.stop_segment.parse::<SegmentName>() else { return Ok(None) };
-    // WAL-E's offline backups need no WAL to be consistent, and their names may be wrong (§4.9)
-    let offline = last == name.segment() && sentinel.stop_offset == name.offset();
-    if offline {
+    // it needs no WAL to be consistent, and its name may be wrong (§4.9)
+    if is_offline(name, sentinel) {
         return Ok(None);
     }
     let first = name.segment();
