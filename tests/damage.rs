@@ -644,7 +644,28 @@ fn a_restore_specification_that_cannot_be_followed_is_refused() {
     assert!(!site.target().exists(), "a refusal leaves nothing behind");
     fs::remove_file(space.join("of another cluster")).unwrap();
     with_spec(&good).assert_success();
-    assert_eq!(fs::read(space.join("PG_15_202209061/1/2")).unwrap(), b"in the tablespace");
+    assert_eq!(fs::read(space.join("PG_15_202209061/1/2")).unwrap(), in_tablespace);
+}
+
+/// As root of a user namespace in which the test's own user is the only one: the number in the headers is nobody's there.
+#[test]
+fn root_gives_files_to_the_owner_that_is_named_and_else_to_the_number() {
+    for (name, is_refused) in [("root", false), ("no such account", true), ("", true)] {
+        let mut backup = HandMadeBackup::new();
+        let mut members = all_in_one(1_000_000);
+        members.iter_mut().for_each(|member| member.owner = name.into());
+        backup.partition(0, &members);
+        [1, 2].iter().for_each(|number| remove(&mut backup, &part(*number)));
+        let site = Site::with(&backup);
+        let prefix = format!("file://localhost{}", site.archive().display());
+        let target = site.target().display().to_string();
+        let wal_eve = wal_eve_bin().display().to_string();
+        let output = Tool::new("unshare", [("WALE_FILE_PREFIX", prefix)])
+            .run(["--user", "--map-root-user", &wal_eve, "backup-fetch", &target, "LATEST"])
+            .assert_success();
+        let text = output.stderr_text();
+        assert_eq!(text.contains("files keep the owner"), is_refused, "{name}: {text}");
+    }
 }
 
 // A full disk, in a mount namespace of the command's own.

@@ -127,19 +127,31 @@ impl Target {
         }
     }
 
-    /// Root gives what it made itself, and no member of the backup names, to the owner of the data directory.
+    /// Root gives what it made itself, and no member of the backup names, to the owner of the backup's files.
     pub(super) fn give_to_owner(&self) -> Result<()> {
         if !rustix::process::geteuid().is_root() {
             return Ok(());
         }
-        let root = fs::metadata(&self.root).map_err(CommandError::file("examine", &self.root))?;
-        let made = ["tablespace_map", "backup_manifest", "pg_tblspc"].map(PathBuf::from);
-        for path in made.iter().chain(&self.links).map(|path| self.root.join(path)).filter(|path| path.exists()) {
-            if let Err(failed) = chown(&path, Some(root.uid()), Some(root.gid())) {
+        let (uid, gid) = self.owner_of_files()?;
+        for path in self.without_a_member() {
+            if let Err(failed) = chown(&path, Some(uid), Some(gid)) {
                 tracing::warn!(path = %path.display(), error = %failed, "could not set the owner");
             }
         }
         Ok(())
+    }
+
+    /// The data directory's own owner may be root, who has made it: not every backup has a member for it.
+    fn owner_of_files(&self) -> Result<(u32, u32)> {
+        let file = fs::metadata(self.root.join("PG_VERSION")).or_else(|_| fs::metadata(&self.root));
+        let file = file.map_err(CommandError::file("examine", &self.root))?;
+        Ok((file.uid(), file.gid()))
+    }
+
+    fn without_a_member(&self) -> Vec<PathBuf> {
+        let made = ["", "tablespace_map", "backup_manifest", "pg_tblspc"].map(PathBuf::from);
+        let made = made.iter().chain(&self.links).map(|path| self.root.join(path));
+        made.filter(|path| path.exists()).collect()
     }
 
     /// The restore's last step: from here on a server can start.
@@ -176,4 +188,28 @@ fn refuse_unless_free(root: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_no_member_names_goes_to_the_owner_of_the_files_and_not_to_that_of_the_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let target = Target::open(root.path().to_owned()).unwrap();
+        let own = fs::metadata(root.path()).unwrap();
+        assert_eq!(target.owner_of_files().unwrap(), (own.uid(), own.gid()));
+        // a link, as only root can make a file of another user
+        symlink("/etc/passwd", root.path().join("PG_VERSION")).unwrap();
+        assert_eq!(target.owner_of_files().unwrap(), (0, 0));
+
+        let target = target.with_links(["pg_tblspc/1".into()].into());
+        fs::create_dir(root.path().join("pg_tblspc")).unwrap();
+        symlink("/tmp", root.path().join("pg_tblspc/1")).unwrap();
+        let expected = ["", "pg_tblspc", "pg_tblspc/1"].map(|path| root.path().join(path));
+        assert_eq!(target.without_a_member(), expected);
+    }
 }
