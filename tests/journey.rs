@@ -277,7 +277,14 @@ fn a_standby_is_backed_up_from_its_restartpoint_once_and_waits_for_its_primary()
     let rows = |cluster: &PgCluster| cluster.psql("select count(*) from t where n <= 11000");
     let target = PgCluster::without_data(15);
     let output = fetch_backup(&archive, target.data_dir(), &[]);
-    assert!(output.stderr_text().contains("standby.signal") || output.stdout_text().contains("standby.signal"));
+    let told = output.stdout_text();
+    for said in [
+        "the backup brought standby.signal along",
+        "postgresql.conf, pg_hba.conf and pg_ident.conf",
+        "max_connections = ",
+    ] {
+        assert!(told.contains(said), "{told}");
+    }
     drop(target);
     let mut copy = restored(&archive, 15, &[]);
     fs::remove_file(copy.data_dir().join("standby.signal")).unwrap();
