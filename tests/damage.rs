@@ -273,6 +273,16 @@ const BACKUP_DAMAGE: &[BackupDamage] = &[
         &["no global/pg_control", "another backup"],
     ),
     (
+        "no backup_label",
+        |b| b.partition(2, &[RawMember::file("global/pg_control", control_file())]),
+        &["no backup_label", "wrong checkpoint", "another backup"],
+    ),
+    (
+        "the last partitions are missing, after pg_control and backup_label",
+        lose_the_end,
+        &["held 628224 bytes", "sentinel says 1000000", "--allow-missing-files", "another backup"],
+    ),
+    (
         "a damaged pg_control",
         |b| b.partition(2, &[RawMember::file("global/pg_control", flipped(control_file(), 100))]),
         &["global/pg_control is damaged", "checksum", "another backup"],
@@ -357,6 +367,24 @@ fn sentinel(backup: &mut HandMadeBackup, text: &str) {
     backup.objects.insert(HandMadeBackup::sentinel_key(), text.into());
 }
 
+/// What a server needs to start, and a file of so many bytes.
+fn all_in_one(bytes: usize) -> Vec<RawMember> {
+    vec![
+        RawMember::directory("/"),
+        RawMember::file("PG_VERSION", "15\n"),
+        RawMember::file("base/1/1259", noise(1, bytes)),
+        RawMember::file("backup_label", "START WAL LOCATION: 0/200040\n"),
+        RawMember::file("global/pg_control", control_file()),
+    ]
+}
+
+/// As WAL-E may write it, with files after those that a server needs to start.
+fn lose_the_end(backup: &mut HandMadeBackup) {
+    backup.partition(0, &all_in_one(620_000));
+    remove(backup, &part(1));
+    remove(backup, &part(2));
+}
+
 fn member(backup: &mut HandMadeBackup, member: RawMember) {
     backup.partition(1, &[RawMember::file("base/2/1259", "before"), member]);
 }
@@ -429,6 +457,34 @@ fn missing_wal_can_be_allowed() {
 }
 
 #[test]
+fn missing_files_can_be_allowed_afterwards_without_fetching_anything_again() {
+    let mut backup = HandMadeBackup::new();
+    lose_the_end(&mut backup);
+    let server = S3Server::start();
+    server.create_bucket("b");
+    backup.put_into(&server, "b", "p/");
+    let root = temp_dir();
+    let target = root.path().join("target");
+    let wal_eve = WalEve::new(server.environment("s3://b/p"));
+    let arguments = ["backup-fetch", target.to_str().unwrap(), "LATEST"];
+    wal_eve.run(arguments).assert_code(1);
+    assert_eq!(server.count(Operation::GetObject, "tar_partitions"), 1);
+    let output = wal_eve.run(arguments.iter().chain(&["--allow-missing-files"])).assert_success();
+    says(&output, &["taking up an interrupted restore", "held 628224 bytes", "sentinel says 1000000"]);
+    assert_eq!(server.count(Operation::GetObject, "tar_partitions"), 1);
+    assert_eq!(fs::read(target.join("global/pg_control")).unwrap(), control_file());
+}
+
+#[test]
+fn a_few_missing_bytes_are_said_and_none_are_not() {
+    let mut backup = HandMadeBackup::new();
+    assert!(!Site::with(&backup).restore().assert_success().stderr_text().contains("sentinel says"));
+    backup.partition(1, &[RawMember::file("base/2/1259", noise(2, 350_000))]);
+    let output = Site::with(&backup).restore().assert_success();
+    says(&output, &["held 978224 bytes", "sentinel says 1000000", "dropped while it was taken"]);
+}
+
+#[test]
 fn what_would_keep_the_server_from_starting_or_fool_the_restore_is_left_out() {
     let mut backup = HandMadeBackup::new();
     backup.partition(
@@ -438,6 +494,7 @@ fn what_would_keep_the_server_from_starting_or_fool_the_restore_is_left_out() {
             RawMember::directory(".wal-eve-restore/"),
             RawMember::file(".wal-eve-restore/pg_control", "fooled"),
             RawMember::file(".wal-eve-restore/journal.json", "fooled"),
+            RawMember::file("base/2/1259", noise(2, 400_000)),
         ],
     );
     let site = Site::with(&backup);
@@ -504,6 +561,40 @@ fn write(root: &Path, name: &str, text: &str) {
 }
 
 #[test]
+fn a_tablespace_in_use_is_refused_and_left_alone() {
+    let mut backup = HandMadeBackup::new();
+    backup.partition(1, &[RawMember::file("pg_tblspc/16384/PG_15_202209061/1/2", noise(2, 400_000))]);
+    let site = Site::with(&backup);
+    let in_use = site.root.path().join("in use");
+    write(&in_use, "PG_15_202209061/1/2", "a running server's");
+    fs::create_dir_all(site.target().join("pg_tblspc")).unwrap();
+    std::os::unix::fs::symlink(&in_use, site.target().join("pg_tblspc/16384")).unwrap();
+    fs::set_permissions(site.target(), fs::Permissions::from_mode(0o755)).unwrap();
+    let before = (dir_tree(&in_use), dir_tree(&site.target()));
+    for more in [&[][..], &["--blind-restore"], &["--restore-spec", "SOURCE"]] {
+        let output = site.restore_with(more).assert_code(1);
+        says(&output, &[in_use.to_str().unwrap(), "pg_tblspc/16384", "is not empty", "running server", "HINT:  "]);
+        assert_eq!((dir_tree(&in_use), dir_tree(&site.target())), before);
+        assert_eq!(site.target().metadata().unwrap().permissions().mode() & 0o7777, 0o755);
+    }
+    fs::remove_dir_all(in_use.join("PG_15_202209061")).unwrap();
+    site.restore().assert_success();
+    assert_eq!(fs::read(in_use.join("PG_15_202209061/1/2")).unwrap(), noise(2, 400_000));
+}
+
+#[test]
+fn a_directory_that_others_can_read_is_closed_where_the_backup_says_no_mode() {
+    let mut backup = HandMadeBackup::new();
+    let base = RawMember::file("base/1/1259", noise(1, 620_000));
+    backup.partition(0, &[RawMember::file("PG_VERSION", "15\n"), base]);
+    let site = Site::with(&backup);
+    fs::create_dir(site.target()).unwrap();
+    fs::set_permissions(site.target(), fs::Permissions::from_mode(0o755)).unwrap();
+    site.restore().assert_success();
+    assert_eq!(site.target().metadata().unwrap().permissions().mode() & 0o7777, 0o700);
+}
+
+#[test]
 fn a_target_that_cannot_be_written_is_named() {
     let site = Site::with(&HandMadeBackup::new());
     let closed = site.root.path().join("closed");
@@ -528,7 +619,8 @@ fn a_restore_specification_that_cannot_be_followed_is_refused() {
             "\"tablespaces\": [\"16384\"], \"16384\": {\"loc\": \"/nowhere/space/\", \"link\": \"pg_tblspc/16384\"}";
         *text = String::from_utf8(text.clone()).unwrap().replace("\"tablespaces\": []", spec).into();
     });
-    backup.partition(1, &[RawMember::file("pg_tblspc/16384/PG_15_202209061/1/2", "in the tablespace")]);
+    let in_tablespace = noise(2, 400_000);
+    backup.partition(1, &[RawMember::file("pg_tblspc/16384/PG_15_202209061/1/2", in_tablespace.clone())]);
     let site = Site::with(&backup);
     let spec = site.root.path().join("spec.json").display().to_string();
     let space = site.root.path().join("space");
@@ -549,9 +641,31 @@ fn a_restore_specification_that_cannot_be_followed_is_refused() {
     let _ = fs::remove_dir_all(site.target());
     let good = format!("{{\"16384\": {{\"loc\": \"{}/\", \"link\": \"pg_tblspc/16384\"}}}}", space.display());
     says(&with_spec(&good).assert_code(1), &["tablespace 16384", "not empty", "running server"]);
+    assert!(!site.target().exists(), "a refusal leaves nothing behind");
     fs::remove_file(space.join("of another cluster")).unwrap();
     with_spec(&good).assert_success();
-    assert_eq!(fs::read(space.join("PG_15_202209061/1/2")).unwrap(), b"in the tablespace");
+    assert_eq!(fs::read(space.join("PG_15_202209061/1/2")).unwrap(), in_tablespace);
+}
+
+/// As root of a user namespace in which the test's own user is the only one: the number in the headers is nobody's there.
+#[test]
+fn root_gives_files_to_the_owner_that_is_named_and_else_to_the_number() {
+    for (name, is_refused) in [("root", false), ("no such account", true), ("", true)] {
+        let mut backup = HandMadeBackup::new();
+        let mut members = all_in_one(1_000_000);
+        members.iter_mut().for_each(|member| member.owner = name.into());
+        backup.partition(0, &members);
+        [1, 2].iter().for_each(|number| remove(&mut backup, &part(*number)));
+        let site = Site::with(&backup);
+        let prefix = format!("file://localhost{}", site.archive().display());
+        let target = site.target().display().to_string();
+        let wal_eve = wal_eve_bin().display().to_string();
+        let output = Tool::new("unshare", [("WALE_FILE_PREFIX", prefix)])
+            .run(["--user", "--map-root-user", &wal_eve, "backup-fetch", &target, "LATEST"])
+            .assert_success();
+        let text = output.stderr_text();
+        assert_eq!(text.contains("files keep the owner"), is_refused, "{name}: {text}");
+    }
 }
 
 // A full disk, in a mount namespace of the command's own.

@@ -280,7 +280,14 @@ fn a_standby_is_backed_up_from_its_restartpoint_once_and_waits_for_its_primary()
     let rows = |cluster: &PgCluster| cluster.psql("select count(*) from t where n <= 11000");
     let target = PgCluster::without_data(15);
     let output = fetch_backup(&archive, target.data_dir(), &[]);
-    assert!(output.stderr_text().contains("standby.signal") || output.stdout_text().contains("standby.signal"));
+    let told = output.stdout_text();
+    for said in [
+        "the backup brought standby.signal along",
+        "postgresql.conf, pg_hba.conf and pg_ident.conf",
+        "max_connections = ",
+    ] {
+        assert!(told.contains(said), "{told}");
+    }
     drop(target);
     let mut copy = restored(&archive, 15, &[]);
     fs::remove_file(copy.data_dir().join("standby.signal")).unwrap();
@@ -314,7 +321,8 @@ fn a_stopped_cluster_is_backed_up_by_its_right_name_and_starts_without_the_archi
 
     // The archive is of no help: the copy has all that it needs.
     let mut copy = PgCluster::without_data(15);
-    fetch_backup(&archive, copy.data_dir(), &[]);
+    let output = fetch_backup(&archive, copy.data_dir(), &[]);
+    assert!(!output.stderr_text().contains("sentinel says"), "every byte counts: {}", output.stderr_text());
     copy.configure_connections();
     copy.configure("archive_mode = off");
     copy.start();
@@ -554,7 +562,8 @@ fn a_backup_under_heavy_writes_is_consistent() {
     vacuuming.kill9();
     source.stop(Mode::Fast);
 
-    let copy = recovered(&archive, 15, &[]);
+    // what vanished counts as missing, and may be much of so small a cluster
+    let copy = recovered(&archive, 15, &["--allow-missing-files"]);
     assert_eq!(copy.psql("select sum(balance), count(*) from account"), "500000|5000");
     assert_eq!(copy.psql("set enable_seqscan = off; select count(*) from account where id > 0"), "5000");
     assert_eq!(copy.psql(ROWS).split('|').next(), Some("10000"));

@@ -8,11 +8,11 @@ mod support;
 use std::fs;
 use std::path::PathBuf;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
 use support::WalSite as Site;
-use support::hand_made_backup::{control_file, lzop};
+use support::hand_made_backup::{BACKUP, control_file, lzop};
 use support::s3::{Operation, What, When};
 use support::wal_segment::{SEGMENT_BYTES, noise, segment, segment_name};
 use support::{HandMadeBackup, Mode, PgCluster, RawMember, Running, WalEve, wal_eve_bin};
@@ -35,7 +35,7 @@ impl Site {
     fn partitions_done(&self) -> Option<Vec<u32>> {
         let journal = fs::read(self.target().join(".wal-eve-restore/journal.json")).ok()?;
         let journal: serde_json::Value = serde_json::from_slice(&journal).unwrap();
-        Some(serde_json::from_value(journal["partitions_done"].clone()).unwrap())
+        Some(journal["partition_bytes"].as_object().unwrap().keys().map(|number| number.parse().unwrap()).collect())
     }
 
     fn spawn_restore(&self) -> Running {
@@ -110,6 +110,9 @@ fn a_killed_wal_fetch_leaves_nothing_and_the_next_one_succeeds() {
     }
 }
 
+/// The bytes of the files of [`large_backup`].
+const EXPANDED_SIZE: u64 = 3 + 620_000 + 4 * 600_000 + 1 + 8192;
+
 /// A backup of six partitions that take a while each.
 fn large_backup() -> HandMadeBackup {
     let mut backup = HandMadeBackup::new();
@@ -118,6 +121,7 @@ fn large_backup() -> HandMadeBackup {
         backup.partition(number, &[RawMember::file(&format!("base/2/{number}"), contents)]);
     }
     backup.partition(5, &[RawMember::file("backup_label", "x"), RawMember::file("global/pg_control", control_file())]);
+    backup.sentinel(EXPANDED_SIZE);
     backup
 }
 
@@ -140,7 +144,8 @@ fn a_killed_restore_goes_on_where_it_stopped() {
         );
         let done = site.partitions_done().unwrap();
         site.server.clear_requests();
-        site.spawn_restore().wait().assert_success();
+        let output = site.spawn_restore().wait().assert_success();
+        assert!(!output.stderr_text().contains("sentinel says"), "{}", output.stderr_text());
         for number in 0..6 {
             let fetched = site.server.count(Operation::GetObject, &format!("part_{number:08}"));
             assert_eq!(fetched, usize::from(!done.contains(&number)), "partition {number}, {done:?} were done");
@@ -154,11 +159,10 @@ fn a_killed_restore_goes_on_where_it_stopped() {
     }
 }
 
-#[test]
-fn a_killed_restore_is_not_taken_up_with_another_backup_or_archive() {
+/// A site whose restore of [`large_backup`] was killed after its first partition.
+fn interrupted_restore() -> Site {
     let site = Site::new();
     large_backup().put_into(&site.server, "b", "p/");
-    large_backup().put_into(&site.server, "b", "q/");
     site.server.faults().add(When::operation(Operation::GetObject).key("tar_partitions").skip(1), STUCK);
     let mut restore = site.spawn_restore();
     let begun = || site.partitions_done().is_some_and(|done| !done.is_empty());
@@ -166,11 +170,55 @@ fn a_killed_restore_is_not_taken_up_with_another_backup_or_archive() {
     restore.kill9();
     drop(restore);
     site.server.faults().clear();
+    site
+}
+
+#[test]
+fn a_killed_restore_is_not_taken_up_with_another_archive() {
+    let site = interrupted_restore();
+    large_backup().put_into(&site.server, "b", "q/");
     let target = site.target().display().to_string();
     let other = site.wal_eve().env("WALE_S3_PREFIX", "s3://b/q").run(["backup-fetch", &target, "LATEST"]);
     let text = other.assert_code(1).stderr_text();
     assert!(text.contains("interrupted restore of another backup") && text.contains("s3://b/p"), "{text}");
     site.spawn_restore().wait().assert_success();
+}
+
+#[test]
+fn a_killed_restore_of_the_latest_backup_goes_on_with_the_same_one_when_there_is_a_newer() {
+    let site = interrupted_restore();
+    let newer = BACKUP.replace("0002_", "0003_");
+    let sentinel = format!("p/{}", HandMadeBackup::sentinel_key());
+    for key in site.server.keys("b", &format!("p/basebackups_005/{BACKUP}")) {
+        let body = site.server.object("b", &key).unwrap().body;
+        site.server.put_object("b", &key.replace(BACKUP, &newer), body);
+    }
+    site.server.set_last_modified("b", &sentinel, SystemTime::UNIX_EPOCH);
+    let done = site.partitions_done().unwrap();
+
+    let target = site.target().display().to_string();
+    let text = site.wal_eve().run(["backup-fetch", &target, &newer]).assert_code(1).stderr_text();
+    assert!(
+        text.contains("interrupted restore of another backup") && text.contains(&format!("Ask for {BACKUP}")),
+        "{text}"
+    );
+
+    let body = site.server.object("b", &sentinel).unwrap().body;
+    assert!(site.server.delete("b", &sentinel));
+    let text = site.spawn_restore().wait().assert_code(1).stderr_text();
+    assert!(text.contains(&format!("does not hold backup {BACKUP}")) && text.contains(&newer), "{text}");
+    assert_eq!(site.partitions_done().unwrap(), done);
+    site.server.put_object("b", &sentinel, body);
+    site.server.set_last_modified("b", &sentinel, SystemTime::UNIX_EPOCH);
+
+    site.server.clear_requests();
+    let output = site.spawn_restore().wait().assert_success();
+    let text = output.stderr_text();
+    let told = text.lines().find(|line| line.contains("going on with the interrupted restore"));
+    assert!(told.is_some_and(|line| line.contains(BACKUP) && line.contains(&newer)), "{text}");
+    assert!(output.stdout_text().contains(BACKUP));
+    assert_eq!(site.server.count(Operation::GetObject, &format!("{newer}/tar_partitions")), 0);
+    assert_eq!(site.server.count(Operation::GetObject, "tar_partitions"), 6 - done.len());
 }
 
 #[test]

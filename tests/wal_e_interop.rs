@@ -297,6 +297,25 @@ fn lose_tablespace(source: &PgCluster) {
     fs::create_dir(source.root().join("ts")).unwrap();
 }
 
+/// By name as well as by number, which WAL-E restores by when it runs as root.
+fn our_members_name_their_owner(archive: &Archive) {
+    let work = temp_dir();
+    for (number, key) in archive.keys_ending(".tar.lzo").iter().enumerate() {
+        fs::write(work.path().join(number.to_string()), archive.read(key)).unwrap();
+    }
+    let script = "import os, subprocess, sys, tarfile
+with tarfile.open(os.devnull, 'w') as tar:
+    own = tar.gettarinfo(sys.argv[1])
+expected = {(own.uid, own.gid, own.uname, own.gname)}
+for part in os.listdir(sys.argv[1]):
+    with subprocess.Popen(['lzop', '-dc', os.path.join(sys.argv[1], part)], stdout=subprocess.PIPE) as lzop:
+        members = list(tarfile.open(fileobj=lzop.stdout, mode='r|'))
+    found = {(member.uid, member.gid, member.uname, member.gname) for member in members}
+    assert found == expected, (part, found, expected)";
+    let python = Tool::new("/usr/bin/python3", [("LC_ALL", "C.UTF-8")]);
+    python.run(["-c", script, work.path().to_str().unwrap()]).assert_success();
+}
+
 fn wal_e_restores_our_backup(major: u32, archive: &Archive) {
     let (source, oid) = archiving_cluster(major, archive, Program::WalEve);
     let wal_eve = archive.wal_eve_with(&source).timeout(LIMIT);
@@ -310,6 +329,7 @@ fn wal_e_restores_our_backup(major: u32, archive: &Archive) {
         assert_eq!(headers(server), expected_headers(), "what wal-eve stores");
     }
     our_sentinel_is_wal_es(archive, &source, &oid);
+    our_members_name_their_owner(archive);
 
     // Without any links, the tablespace becomes a directory; its map has to go, for the server would follow it.
     let blind = PgCluster::without_data(major);

@@ -140,9 +140,10 @@ pub(super) struct BackupPushArgs {
 
 /// Restore a base backup
 ///
-/// PG_CLUSTER_DIRECTORY has to be empty or not there. The control file is put in place last, so that a server cannot start on
-/// a half-restored directory; run again after an interruption, the same command goes on where it stopped. Afterwards it says
-/// what is left to do before the server starts.
+/// PG_CLUSTER_DIRECTORY has to be empty or not there, but for links to empty directories in pg_tblspc. The control file is put
+/// in place last, so that a server cannot start on a half-restored directory; run again after an interruption, the same
+/// command goes on where it stopped, with the same backup also where LATEST is another one by now. Afterwards it says what is
+/// left to do before the server starts.
 #[derive(Debug, Args)]
 pub(super) struct BackupFetchArgs {
     /// The data directory to restore to
@@ -167,6 +168,9 @@ pub(super) struct BackupFetchArgs {
     /// Go on when the archive lacks WAL that the backup needs to become consistent
     #[arg(long)]
     pub(super) allow_missing_wal: bool,
+    /// Go on when more than a twentieth of the backup's bytes are missing from its partitions
+    #[arg(long)]
+    pub(super) allow_missing_files: bool,
     /// Do not fetch the first segments of WAL while the backup still loads
     #[arg(long)]
     pub(super) no_prefetch: bool,

@@ -57,3 +57,85 @@ fn list(names: &[&str]) -> String {
         [first @ .., last] => format!("{} and {last}", first.join(", ")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::commands::backup_fetch::NextSteps;
+
+    use super::*;
+
+    fn text_for(next_steps: NextSteps) -> String {
+        text(&BackupFetchReport {
+            name: "base_000000010000000000000002_00000040".parse().unwrap(),
+            directory: "/d".into(),
+            bytes: 0,
+            resumed_partitions: 0,
+            next_steps,
+        })
+    }
+
+    fn nothing_left(major: &str) -> NextSteps {
+        NextSteps {
+            major: Some(major.parse().unwrap()),
+            missing_config: Vec::new(),
+            signal_files: Vec::new(),
+            in_place_tablespaces: Vec::new(),
+            minimum_settings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn recovery_is_asked_for_in_recovery_conf_up_to_11_and_by_signal_files_from_12() {
+        let signals = "touch /d/standby.signal for a replica, or /d/recovery.signal";
+        for major in ["9.6", "10", "11"] {
+            let text = text_for(nothing_left(major));
+            let file = "write /d/recovery.conf with restore_command = 'wal-eve wal-fetch %f %p'";
+            for said in [file, "standby_mode = 'on'", "recovery_target_timeline = 'latest'"] {
+                assert!(text.contains(said), "{major}: {text}");
+            }
+            assert!(!text.contains(".signal"), "{major}: {text}");
+        }
+        for major in ["12", "15", "18"] {
+            let text = text_for(nothing_left(major));
+            for said in [
+                signals,
+                "set restore_command = 'wal-eve wal-fetch %f %p' in postgresql.conf",
+                "remove a recovery.conf",
+            ] {
+                assert!(text.contains(said), "{major}: {text}");
+            }
+            assert!(!text.contains("standby_mode"), "{major}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_came_along_is_named() {
+        let nothing = text_for(nothing_left("15"));
+        for unsaid in
+            ["in place: the backup", "brought", "allow_in_place_tablespaces", "at least the source's settings"]
+        {
+            assert!(!nothing.contains(unsaid), "{nothing}");
+        }
+        let text = text_for(NextSteps {
+            missing_config: vec!["postgresql.conf", "pg_hba.conf", "pg_ident.conf"],
+            signal_files: vec!["standby.signal", "recovery.signal"],
+            in_place_tablespaces: vec!["16384".into(), "16385".into()],
+            minimum_settings: vec![("max_connections", 200), ("max_wal_senders", 10)],
+            ..nothing_left("15")
+        });
+        for said in [
+            "put postgresql.conf, pg_hba.conf and pg_ident.conf in place: the backup does not hold them",
+            "the backup brought standby.signal along: remove it",
+            "the backup brought recovery.signal along: remove it",
+            "allow_in_place_tablespaces = on",
+            "16384, 16385",
+            "max_connections = 200, max_wal_senders = 10",
+        ] {
+            assert!(text.contains(said), "{text}");
+        }
+        let one = text_for(NextSteps { missing_config: vec!["pg_hba.conf"], ..nothing_left("15") });
+        assert!(one.contains("put pg_hba.conf in place: the backup does not hold it"), "{one}");
+        let unknown = text_for(NextSteps { major: None, ..nothing_left("15") });
+        assert!(unknown.contains("PG_VERSION could not be read") && !unknown.contains("restore_command"), "{unknown}");
+    }
+}

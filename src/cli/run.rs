@@ -253,6 +253,7 @@ fn restore(args: BackupFetchArgs, global: &GlobalArgs, config: ArchiveConfig, en
         pool_size: args.pool_size,
         tablespaces,
         allow_missing_wal: args.allow_missing_wal,
+        allow_missing_files: args.allow_missing_files,
     };
     let start = |first: &FirstWal| {
         if !args.no_prefetch {

@@ -11,7 +11,7 @@ use crate::formats::error_line::joined;
 use crate::formats::sentinel::Sentinel;
 
 /// The query for the newest backup.
-const LATEST: &str = "LATEST";
+pub(super) const LATEST: &str = "LATEST";
 
 /// A complete backup.
 #[derive(Debug, Clone, PartialEq, Eq)]

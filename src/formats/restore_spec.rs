@@ -50,11 +50,7 @@ impl RestoreSpec {
         if let Some(overrides) = overrides {
             merged.extend(object(overrides)?.clone());
         }
-        let base_prefix = match merged.get("base_prefix") {
-            None | Some(Value::Null) => None,
-            Some(Value::String(text)) => Some(text.clone()).filter(|text| !text.is_empty()),
-            Some(_) => return Err(RestoreSpecError::WrongType("base_prefix".into(), "a string")),
-        };
+        let base_prefix = base_prefix(&merged)?;
         let names = match merged.get("tablespaces") {
             None => &Vec::new(),
             Some(Value::Array(names)) => names,
@@ -62,6 +58,11 @@ impl RestoreSpec {
         };
         let tablespaces = names.iter().map(|name| tablespace(&merged, name)).collect::<Result<_, _>>()?;
         Ok(Self { base_prefix, tablespaces })
+    }
+
+    /// The data directory that `spec` names, whatever else it holds.
+    pub fn base_prefix_of(spec: &Value) -> Result<Option<String>, RestoreSpecError> {
+        base_prefix(object(spec)?)
     }
 
     /// The JSON that WAL-E would write: key order and trailing slashes included.
@@ -82,6 +83,14 @@ impl RestoreSpec {
 
 fn object(value: &Value) -> Result<&Map<String, Value>, RestoreSpecError> {
     value.as_object().ok_or(RestoreSpecError::NotAnObject)
+}
+
+fn base_prefix(spec: &Map<String, Value>) -> Result<Option<String>, RestoreSpecError> {
+    match spec.get("base_prefix") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+        Some(_) => Err(RestoreSpecError::WrongType("base_prefix".into(), "a string")),
+    }
 }
 
 fn tablespace(spec: &Map<String, Value>, name: &Value) -> Result<SpecTablespace, RestoreSpecError> {

@@ -1,5 +1,6 @@
 //! Files of a data directory to one tar partition in the archive: no temporary copy, bounded memory.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use super::rate_limit::RateLimit;
 use super::{Result, TransferError, off_async, upload};
 use crate::formats::lzo1x::Level;
 use crate::formats::tar_partition::header::{self, MemberKind};
+use crate::fs::account;
 use crate::storage::{Put, PutOptions, Store};
 
 /// Where a member's contents come from.
@@ -139,11 +141,15 @@ struct TarWriter {
     context: PartitionContext,
     chunk: Vec<u8>,
     written: u64,
+    /// The names of the owners so far.
+    users: HashMap<u32, String>,
+    groups: HashMap<u32, String>,
 }
 
 impl TarWriter {
     fn new(sender: mpsc::Sender<Result<Bytes>>, context: PartitionContext) -> Self {
-        Self { sender, context, chunk: CHUNKS.empty(), written: 0 }
+        let (users, groups) = (HashMap::new(), HashMap::new());
+        Self { sender, context, chunk: CHUNKS.empty(), written: 0, users, groups }
     }
 
     fn member(&mut self, member: Member) -> std::result::Result<(), Stop> {
@@ -154,7 +160,9 @@ impl TarWriter {
             Source::Symlink(text) => MemberKind::Symlink(text),
         };
         let (uid, gid, mode, mtime) = (member.uid, member.gid, member.mode, member.mtime);
-        let head = header::Member { name: &member.name, kind, mode, uid, gid, mtime };
+        let user = self.users.entry(uid).or_insert_with(|| account::user_name(uid).unwrap_or_default());
+        let group = self.groups.entry(gid).or_insert_with(|| account::group_name(gid).unwrap_or_default());
+        let head = header::Member { name: &member.name, kind, mode, uid, gid, user, group, mtime };
         let mut head_bytes = Vec::new();
         head.encode(&mut head_bytes);
         let (mut contents, path): (Box<dyn Read>, PathBuf) = match member.source {

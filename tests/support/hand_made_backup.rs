@@ -25,11 +25,13 @@ pub struct RawMember {
     pub kind: u8,
     pub link: String,
     pub contents: Vec<u8>,
+    /// The name of the owner and of its group.
+    pub owner: String,
 }
 
 impl RawMember {
     pub fn file(name: &str, contents: impl Into<Vec<u8>>) -> Self {
-        Self { name: name.into(), kind: b'0', link: String::new(), contents: contents.into() }
+        Self { name: name.into(), kind: b'0', link: String::new(), contents: contents.into(), owner: String::new() }
     }
 
     pub fn directory(name: &str) -> Self {
@@ -56,6 +58,8 @@ pub fn tar(members: &[RawMember]) -> Vec<u8> {
         header.set_mode(if member.kind == b'5' { 0o700 } else { 0o600 });
         header.set_uid(rustix::process::getuid().as_raw().into());
         header.set_gid(rustix::process::getgid().as_raw().into());
+        header.set_username(&member.owner).unwrap();
+        header.set_groupname(&member.owner).unwrap();
         header.set_mtime(1_700_000_000);
         header.set_entry_type(tar::EntryType::new(member.kind));
         header.set_size(member.contents.len() as u64);
@@ -128,7 +132,7 @@ impl HandMadeBackup {
                 RawMember::file("global/pg_control", control_file()),
             ],
         );
-        backup.sentinel(4);
+        backup.sentinel(1_000_000);
         for number in NEEDED_SEGMENTS {
             backup.objects.insert(Self::wal_key(number), lzop(&segment(number)));
         }
@@ -152,11 +156,12 @@ impl HandMadeBackup {
         self.objects.insert(Self::partition_key(number), lzop(&tar(members)));
     }
 
-    fn sentinel(&mut self, stop_segment: u32) {
+    /// Makes or replaces the sentinel.
+    pub fn sentinel(&mut self, expanded_size_bytes: u64) {
         let text = format!(
             "{{\"wal_segment_backup_stop\": \"{}\", \"wal_segment_offset_backup_stop\": \"00000100\", \
-             \"expanded_size_bytes\": 1000000, \"spec\": {{\"base_prefix\": \"/data/\", \"tablespaces\": []}}}}",
-            segment_name(stop_segment)
+             \"expanded_size_bytes\": {expanded_size_bytes}, \"spec\": {{\"base_prefix\": \"/data/\", \"tablespaces\": []}}}}",
+            segment_name(4)
         );
         self.objects.insert(Self::sentinel_key(), text.into_bytes());
     }

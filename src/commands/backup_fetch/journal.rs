@@ -3,11 +3,11 @@
 //! What was written survives the death of the process but, not being fsynced before the end, not that of the machine. So
 //! the journal carries the boot's identity and counts for nothing after another boot.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +29,9 @@ struct Record {
     /// The tablespaces' links and where they lead.
     #[serde(default)]
     links: BTreeMap<PathBuf, PathBuf>,
-    partitions_done: BTreeSet<u32>,
+    /// The partitions that are done, and how many bytes of files each of them held.
+    #[serde(default)]
+    partition_bytes: BTreeMap<u32, u64>,
 }
 
 /// An open journal.
@@ -41,6 +43,12 @@ pub(super) struct Journal {
 }
 
 impl Journal {
+    /// The backup from `prefix` whose restore was interrupted, by the journal in `directory`, if one is there.
+    pub(super) fn interrupted(directory: &Path, prefix: &str) -> Option<String> {
+        let record: Record = serde_json::from_slice(&fs::read(directory.join(FILE)).ok()?).ok()?;
+        Some(record.backup).filter(|_| record.prefix == prefix)
+    }
+
     /// Opens the journal in `directory`, which is made if it is not there. A journal of another backup is refused.
     pub(super) fn open(
         directory: PathBuf,
@@ -62,7 +70,7 @@ impl Journal {
             boot_id,
             sentinel: sentinel.to_owned(),
             links,
-            partitions_done: BTreeSet::new(),
+            partition_bytes: BTreeMap::new(),
         };
         let found = match fs::read(&path) {
             Err(missing) if missing.kind() == io::ErrorKind::NotFound => None,
@@ -75,7 +83,10 @@ impl Journal {
                     directory.display()
                 ))
                 .with_detail(format!("It is of {} from \"{}\".", found.backup, found.prefix))
-                .with_hint("Finish that restore with the same command as before, or empty the data directory."));
+                .with_hint(format!(
+                    "Ask for {} from that prefix to finish that restore, or empty the data directory.",
+                    found.backup
+                )));
             }
             Some(found) if found.sentinel != fresh.sentinel => {
                 tracing::warn!("the backup was taken anew since this restore was interrupted: starting it over");
@@ -87,7 +98,7 @@ impl Journal {
                     .with_hint("What was restored already went to the old places. Make the links as they were, or empty the data directory and start over."));
             }
             Some(found) if found.boot_id == fresh.boot_id && !found.boot_id.is_empty() => {
-                tracing::info!(partitions = found.partitions_done.len(), "taking up an interrupted restore");
+                tracing::info!(partitions = found.partition_bytes.len(), "taking up an interrupted restore");
                 found
             }
             Some(_) => {
@@ -97,26 +108,35 @@ impl Journal {
             None => fresh,
         };
         let journal = Self { path, record: Mutex::new(record), lock };
-        journal.write(&journal.record.lock().unwrap_or_else(PoisonError::into_inner))?;
+        journal.write(&journal.record())?;
         Ok(journal)
     }
 
     pub(super) fn is_done(&self, partition: u32) -> bool {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner).partitions_done.contains(&partition)
+        self.record().partition_bytes.contains_key(&partition)
     }
 
-    /// Notes that `partition` is extracted.
-    pub(super) fn record(&self, partition: u32) -> Result<()> {
-        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-        record.partitions_done.insert(partition);
+    /// How many bytes of files the partitions held that are done.
+    pub(super) fn restored_bytes(&self) -> u64 {
+        self.record().partition_bytes.values().sum()
+    }
+
+    /// Notes that `partition` is extracted, and held so many bytes of files.
+    pub(super) fn note(&self, partition: u32, bytes: u64) -> Result<()> {
+        let mut record = self.record();
+        record.partition_bytes.insert(partition, bytes);
         self.write(&record)
     }
 
     /// Takes back that these partitions are extracted: what they held turned out to be unusable.
     pub(super) fn forget(&self, unusable: impl Fn(u32) -> bool) -> Result<()> {
-        let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
-        record.partitions_done.retain(|partition| !unusable(*partition));
+        let mut record = self.record();
+        record.partition_bytes.retain(|partition, _| !unusable(*partition));
         self.write(&record)
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self, record: &Record) -> Result<()> {
@@ -174,7 +194,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let links = [("pg_tblspc/1", "/a")];
         let first = open(directory.path(), "p", "s", &links).unwrap();
-        first.record(0).unwrap();
+        first.note(0, 10).unwrap();
         drop(first);
         assert!(open(directory.path(), "p", "s", &[("pg_tblspc/1", "/b")]).is_err());
         assert!(open(directory.path(), "p", "s", &[]).is_err());
@@ -187,7 +207,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path().join("j");
         let first = open(&at, "s3://b/p/", "s", &[]).unwrap();
-        first.record(3).unwrap();
+        first.note(3, 10).unwrap();
         assert!(open(&at, "s3://b/p/", "s", &[]).is_err(), "locked");
         drop(first);
         let second = open(&at, "s3://b/p/", "s", &[]).unwrap();
@@ -197,10 +217,38 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_all_runs_are_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = open(directory.path(), "p", "s", &[]).unwrap();
+        first.note(0, 100).unwrap();
+        first.note(2, 20).unwrap();
+        drop(first);
+        let second = open(directory.path(), "p", "s", &[]).unwrap();
+        second.note(1, 3).unwrap();
+        assert_eq!(second.restored_bytes(), 123);
+        second.forget(|partition| partition == 2).unwrap();
+        assert_eq!(second.restored_bytes(), 103);
+    }
+
+    #[test]
+    fn a_journal_without_the_bytes_tells_the_backup_and_that_nothing_is_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let old = serde_json::json!({
+            "backup": name().to_string(), "prefix": "p", "boot_id": boot_id(), "sentinel": "s", "links": {}, "partitions_done": [0, 1],
+        });
+        fs::write(directory.path().join(FILE), old.to_string()).unwrap();
+        assert_eq!(Journal::interrupted(directory.path(), "p"), Some(name().to_string()));
+        assert_eq!(Journal::interrupted(directory.path(), "q"), None);
+        assert!(open(directory.path(), "q", "s", &[]).is_err(), "another archive");
+        let journal = open(directory.path(), "p", "s", &[]).unwrap();
+        assert!(!journal.is_done(0) && journal.restored_bytes() == 0);
+    }
+
+    #[test]
     fn nothing_is_believed_after_another_boot() {
         let directory = tempfile::tempdir().unwrap();
         let first = open(directory.path(), "p", "s", &[]).unwrap();
-        first.record(3).unwrap();
+        first.note(3, 10).unwrap();
         drop(first);
         let path = directory.path().join(FILE);
         let text = fs::read_to_string(&path).unwrap().replace(&boot_id(), "another");

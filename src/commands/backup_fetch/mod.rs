@@ -4,6 +4,7 @@
 //! checked and durable, so a directory that is half restored can never be started; an interrupted restore is taken up again
 //! where its journal ends.
 
+mod completeness;
 mod journal;
 mod manifest;
 mod next_steps;
@@ -13,13 +14,14 @@ mod target;
 
 use std::fs;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::Value;
 
+use self::completeness::Completeness;
 use self::journal::Journal;
 pub use self::next_steps::NextSteps;
 use self::target::Target;
@@ -27,12 +29,12 @@ use super::archive::Archive;
 use super::wal_continuity::{self, SegmentRange};
 use super::{CommandError, Result, backup_query};
 use crate::formats::backup_name::BackupName;
-use crate::formats::restore_spec::RestoreSpec;
+use crate::formats::restore_spec::{RestoreSpec, RestoreSpecError};
 use crate::formats::sentinel::Sentinel;
 use crate::formats::wal_name::SegmentName;
 use crate::formats::wal_page::LongPageHeader;
 use crate::fs::filesystem_sync::FilesystemSync;
-use crate::pg::data_directory::DataDirectory;
+use crate::pg::data_directory::{self, DataDirectory};
 use crate::transfer::off_async;
 use crate::transfer::partition_download::download_partition;
 use crate::transfer::progress::Progress;
@@ -64,6 +66,8 @@ pub struct BackupFetchOptions {
     pub tablespaces: TablespaceChoice,
     /// Whether to go on when the archive lacks WAL that the backup needs.
     pub allow_missing_wal: bool,
+    /// Whether to go on when the partitions held far fewer bytes than the backup has.
+    pub allow_missing_files: bool,
 }
 
 /// What was restored.
@@ -100,11 +104,16 @@ pub async fn backup_fetch(
     progress: Arc<Progress>,
     on_wal_directory: impl FnOnce(&FirstWal) + Send,
 ) -> Result<BackupFetchReport> {
-    let backup = backup_query::resolve(archive, &options.query).await?;
-    let name = backup.name;
+    let directory = target_directory(options)?;
+    let prefix = archive.store.url(archive.layout.prefix());
+    let name = match Journal::interrupted(&target::journal_directory(&directory), &prefix) {
+        Some(begun) if options.query == backup_query::LATEST && !data_directory::looks_finished(&directory)? => {
+            taken_up(archive, &directory, &begun).await?
+        }
+        _ => backup_query::resolve(archive, &options.query).await?.name,
+    };
     let sentinel = backup_query::sentinel(archive, &name).await?;
     let spec = restore_spec(&sentinel, &options.tablespaces)?;
-    let directory = target_directory(options, &spec)?;
     tracing::info!(backup = %name, directory = %directory.display(), "restoring a base backup");
 
     let partitions = partitions::list(archive, &name).await?;
@@ -114,7 +123,6 @@ pub async fn backup_fetch(
 
     let prepared = {
         let (directory, name, choice) = (directory.clone(), name.clone(), options.tablespaces.clone());
-        let prefix = archive.store.url(archive.layout.prefix());
         let sentinel = sentinel.to_json();
         off_async(move || prepare(directory, &name, &prefix, &sentinel, &choice, spec.as_ref())).await?
     };
@@ -134,7 +142,7 @@ pub async fn backup_fetch(
                         let extracted =
                             download_partition(&*archive.store, &part.key, destination, progress.clone()).await?;
                         let number = part.number;
-                        off_async(move || journal.record(number)).await?;
+                        off_async(move || journal.note(number, extracted.bytes)).await?;
                         progress.part_done();
                         tracing::info!(
                             partition = number,
@@ -164,43 +172,59 @@ pub async fn backup_fetch(
     };
 
     let last = partitions.last().map(|part| part.number);
-    let next_steps = off_async(move || finish(&target, syncs, &journal, last)).await?;
+    let needed = Completeness {
+        is_online: !is_offline(&name, &sentinel),
+        expanded_size_bytes: sentinel.expanded_size_bytes,
+        allow_missing_files: options.allow_missing_files,
+    };
+    let next_steps = off_async(move || finish(&target, syncs, &journal, last, &needed)).await?;
     Ok(BackupFetchReport { name, directory, bytes, resumed_partitions, next_steps })
 }
 
-/// The backup's own specification with the user's over it; none for backups that have none (WAL-E up to 0.6).
+/// What `LATEST` means where an interrupted restore is taken up: the backup that it is of, whatever is newer by now.
+async fn taken_up(archive: &Archive, directory: &Path, begun: &str) -> Result<BackupName> {
+    let latest = backup_query::resolve(archive, backup_query::LATEST).await?.name;
+    match backup_query::find(archive, begun).await? {
+        Some(found) if found.name == latest => Ok(latest),
+        Some(found) => {
+            tracing::info!(backup = %found.name, newest = %latest, "going on with the interrupted restore, and not with the newest backup");
+            Ok(found.name)
+        }
+        None => Err(CommandError::refused(format!("the archive does not hold backup {begun} any more"))
+            .with_detail(format!("\"{}\" holds an interrupted restore of it.", directory.display()))
+            .with_hint(format!("Empty the data directory and the tablespaces' directories, and restore another backup, such as {latest}."))),
+    }
+}
+
+/// The backup's own specification with the user's over it; none for backups that have none (WAL-E up to 0.6). Where the
+/// source lay is no reason to restore there, so its `base_prefix` means nothing.
 fn restore_spec(sentinel: &Sentinel, choice: &TablespaceChoice) -> Result<Option<RestoreSpec>> {
-    let empty = Value::Object(serde_json::Map::new());
-    let unusable =
-        |failed| CommandError::refused("the restore specification cannot be used").with_detail(format!("{failed}."));
-    match (choice, &sentinel.spec) {
-        (TablespaceChoice::Spec(file), recorded) => {
-            let base = recorded.as_ref().unwrap_or(&empty);
-            // where the source lay is no reason to restore there: only the file itself may say so
-            let mut merged = RestoreSpec::from_json(base, Some(file)).map_err(unusable)?;
-            merged.base_prefix =
-                RestoreSpec::from_json(&empty, Some(&with_base_prefix_only(file))).map_err(unusable)?.base_prefix;
-            Ok(Some(merged))
-        }
-        (_, None) => Ok(None),
-        (_, Some(recorded)) => {
-            let recorded = RestoreSpec::from_json(recorded, None).map_err(unusable)?;
-            Ok(Some(RestoreSpec { base_prefix: None, ..recorded }))
-        }
+    let file = match choice {
+        TablespaceChoice::Spec(file) => Some(file),
+        _ => None,
+    };
+    if file.is_none() && sentinel.spec.is_none() {
+        return Ok(None);
     }
+    let recorded = sentinel.spec.clone().unwrap_or_else(empty_object);
+    RestoreSpec::from_json(&recorded, file).map(Some).map_err(unusable_spec)
 }
 
-fn with_base_prefix_only(file: &Value) -> Value {
-    let mut kept = serde_json::Map::new();
-    if let Some(base_prefix) = file.get("base_prefix") {
-        kept.insert("base_prefix".into(), base_prefix.clone());
-    }
-    kept.into()
+fn empty_object() -> Value {
+    Value::Object(serde_json::Map::new())
 }
 
-fn target_directory(options: &BackupFetchOptions, spec: &Option<RestoreSpec>) -> Result<PathBuf> {
-    let chosen = spec.as_ref().and_then(|spec| spec.base_prefix.as_ref()).map(PathBuf::from);
-    let directory = chosen.unwrap_or_else(|| options.directory.clone());
+fn unusable_spec(failed: RestoreSpecError) -> CommandError {
+    CommandError::refused("the restore specification cannot be used").with_detail(format!("{failed}."))
+}
+
+/// Where the command line says, or the specification file.
+fn target_directory(options: &BackupFetchOptions) -> Result<PathBuf> {
+    let in_file = match &options.tablespaces {
+        TablespaceChoice::Spec(file) => RestoreSpec::base_prefix_of(file).map_err(unusable_spec)?,
+        _ => None,
+    };
+    let directory = in_file.map_or_else(|| options.directory.clone(), PathBuf::from);
     std::path::absolute(&directory).map_err(CommandError::file("find", &directory))
 }
 
@@ -215,9 +239,14 @@ fn prepare(
     choice: &TablespaceChoice,
     spec: Option<&RestoreSpec>,
 ) -> Result<Prepared> {
-    let target = Target::open(directory, choice, spec)?;
-    // before the journal, so that a refusal leaves an empty directory empty
-    let links = tablespaces::prepare(target.root(), choice, spec, target.is_resumed())?;
+    let target = Target::open(directory)?;
+    tablespaces::check(target.root(), choice, spec, target.is_resumed())?;
+    // nothing was changed before here, so that a refusal leaves everything as it was
+    target.create()?;
+    if !target.is_resumed() {
+        tablespaces::make_links(target.root(), choice, spec)?;
+    }
+    let links = tablespaces::existing_links(target.root())?;
     let places = links.iter().map(|link| (link.clone(), fs::read_link(target.root().join(link)).unwrap_or_default()));
     let journal = Journal::open(target.journal_directory(), name, prefix, sentinel, places.collect())?;
     // opened before the first write, so that a failed write is reported at the end
@@ -229,19 +258,27 @@ fn prepare(
 }
 
 /// Makes everything durable, then, last of all, the control file appear.
-fn finish(target: &Target, syncs: Vec<FilesystemSync>, journal: &Journal, last: Option<u32>) -> Result<NextSteps> {
+fn finish(
+    target: &Target,
+    syncs: Vec<FilesystemSync>,
+    journal: &Journal,
+    last: Option<u32>,
+    needed: &Completeness,
+) -> Result<NextSteps> {
     let checked = target.held_back_control_file().and_then(|control| {
+        needed.check_label(target.root())?;
         tablespaces::rewrite_map(target.root())?;
         Ok(control)
     });
     let control = match (checked, last) {
         (Err(failed), Some(last)) => {
-            // the one with the control file: once the archive is mended, the same command has to fetch it again
+            // the one with these files: once the archive is mended, the same command has to fetch it again
             journal.forget(|partition| partition == last)?;
             return Err(failed);
         }
         (checked, _) => checked?,
     };
+    needed.check_bytes(journal.restored_bytes())?;
     target.give_to_owner()?;
     for sync in syncs {
         if let Err(failed) = sync.finish() {
@@ -256,6 +293,11 @@ fn finish(target: &Target, syncs: Vec<FilesystemSync>, journal: &Journal, last: 
     Ok(next_steps)
 }
 
+/// Whether the backup is of a stopped cluster: it stops where it starts.
+fn is_offline(name: &BackupName, sentinel: &Sentinel) -> bool {
+    sentinel.stop_segment == name.segment().to_string() && sentinel.stop_offset == name.offset()
+}
+
 /// Refuses to spend hours on a backup that cannot become consistent. The first page of the WAL that it needs, if it needs any.
 async fn check_wal(
     archive: &Archive,
@@ -264,9 +306,8 @@ async fn check_wal(
     allow_missing: bool,
 ) -> Result<Option<LongPageHeader>> {
     let Ok(last) = sentinel.stop_segment.parse::<SegmentName>() else { return Ok(None) };
-    // WAL-E's offline backups need no WAL to be consistent, and their names may be wrong (§4.9)
-    let offline = last == name.segment() && sentinel.stop_offset == name.offset();
-    if offline {
+    // it needs no WAL to be consistent, and its name may be wrong (§4.9)
+    if is_offline(name, sentinel) {
         return Ok(None);
     }
     let first = name.segment();

@@ -20,51 +20,72 @@ use crate::pg::tablespace_map::TablespaceMap;
 const LINKS: &str = "pg_tblspc";
 const MAP: &str = "tablespace_map";
 
-/// Makes or checks the tablespaces' links; gives those that members may be written through, relative to `root`.
-pub(super) fn prepare(
-    root: &Path,
-    choice: &TablespaceChoice,
-    spec: Option<&RestoreSpec>,
-    resumed: bool,
-) -> Result<BTreeSet<PathBuf>> {
-    let tablespaces = spec.map_or(&[][..], |spec| &spec.tablespaces);
-    match choice {
-        TablespaceChoice::AsOnSource | TablespaceChoice::Spec(_) => {
-            if !resumed {
-                // all of them before the first is made, so that a refusal leaves nothing behind
-                tablespaces.iter().try_for_each(refuse_unless_empty)?;
-            }
-            tablespaces.iter().try_for_each(|space| make(root, space))?;
+/// Refuses links and places that a restore must not write through. Changes nothing.
+///
+/// What lies behind the links has to be empty, unless an interrupted restore is taken up, which has filled it: a server
+/// beside this one keeps its files there.
+pub(super) fn check(root: &Path, choice: &TablespaceChoice, spec: Option<&RestoreSpec>, resumed: bool) -> Result<()> {
+    let tablespaces = of(spec);
+    if *choice == TablespaceChoice::ExistingLinks {
+        let missing: Vec<_> =
+            tablespaces.iter().filter(|space| !is_link_to_directory(&root.join(&space.link))).collect();
+        if !missing.is_empty() {
+            return Err(missing_links(missing.into_iter().map(|space| space.name.clone())));
         }
-        TablespaceChoice::ExistingLinks => {
-            let missing: Vec<_> =
-                tablespaces.iter().filter(|space| !is_link_to_directory(&root.join(&space.link))).collect();
-            if !missing.is_empty() {
-                return Err(missing_links(missing.into_iter().map(|space| space.name.clone())));
-            }
-        }
-        TablespaceChoice::Blind => {}
     }
-    existing_links(root)
+    if resumed {
+        return Ok(());
+    }
+    for path in entries(root)? {
+        let may_be_here = is_link_to_directory(&path)
+            || (*choice == TablespaceChoice::Blind && path.is_dir() && data_directory::is_empty(&path)?);
+        if !may_be_here {
+            return Err(CommandError::refused(format!("\"{}\" is no link to a directory", path.display()))
+                .with_detail("Before a restore pg_tblspc may hold only the links of the tablespaces, or empty directories with --blind-restore.")
+                .with_hint("Remove what is not needed any more, and make the links that are."));
+        }
+        refuse_unless_empty(&path, &format!("\"{}\"", path.display()))?;
+    }
+    if makes_links(choice) {
+        let place = |space: &SpecTablespace| {
+            refuse_unless_empty(Path::new(&space.location), &format!("tablespace {}", space.name))
+        };
+        tablespaces.iter().try_for_each(place)?;
+    }
+    Ok(())
+}
+
+/// Makes the links that `choice` asks for.
+pub(super) fn make_links(root: &Path, choice: &TablespaceChoice, spec: Option<&RestoreSpec>) -> Result<()> {
+    if makes_links(choice) { of(spec).iter().try_for_each(|space| make(root, space)) } else { Ok(()) }
+}
+
+fn of(spec: Option<&RestoreSpec>) -> &[SpecTablespace] {
+    spec.map_or(&[], |spec| &spec.tablespaces)
+}
+
+fn makes_links(choice: &TablespaceChoice) -> bool {
+    matches!(choice, TablespaceChoice::AsOnSource | TablespaceChoice::Spec(_))
 }
 
 /// What to say when tablespaces have no link to go through.
-pub(super) fn missing_links(names: impl Iterator<Item = String>) -> CommandError {
+fn missing_links(names: impl Iterator<Item = String>) -> CommandError {
     let names = names.collect::<Vec<_>>().join(", ");
     CommandError::refused("the backup has tablespaces that have no link in pg_tblspc")
         .with_detail(format!("No symbolic link to a directory is there for: {names}."))
         .with_hint("Make the directories and links first, or use --restore-spec SOURCE to make them as on the source, --restore-spec FILE to choose other places, or --blind-restore to restore them into the data directory.")
 }
 
-fn refuse_unless_empty(space: &SpecTablespace) -> Result<()> {
-    let location = Path::new(&space.location);
-    if data_directory::is_empty(location)? {
+fn refuse_unless_empty(place: &Path, whose: &str) -> Result<()> {
+    if data_directory::is_empty(place)? {
         return Ok(());
     }
-    let message = format!("the directory \"{}\" of tablespace {} is not empty", location.display(), space.name);
-    Err(CommandError::refused(message)
+    let place = fs::canonicalize(place).unwrap_or_else(|_| place.to_owned());
+    Err(CommandError::refused(format!("the directory \"{}\" of {whose} is not empty", place.display()))
         .with_detail("A running server beside this restore may be using it.")
-        .with_hint("Choose another place with --restore-spec FILE, or empty it if it is not needed any more."))
+        .with_hint(
+            "Choose another place, by the link or by --restore-spec FILE, or empty it if it is not needed any more.",
+        ))
 }
 
 fn make(root: &Path, space: &SpecTablespace) -> Result<()> {
@@ -87,21 +108,21 @@ fn make(root: &Path, space: &SpecTablespace) -> Result<()> {
     }
 }
 
-fn existing_links(root: &Path) -> Result<BTreeSet<PathBuf>> {
+/// The links that members may be written through, relative to `root`.
+pub(super) fn existing_links(root: &Path) -> Result<BTreeSet<PathBuf>> {
+    let links = entries(root)?.into_iter().filter(|path| is_link_to_directory(path));
+    Ok(links.filter_map(|path| Some(Path::new(LINKS).join(path.file_name()?))).collect())
+}
+
+/// What `pg_tblspc` holds.
+fn entries(root: &Path) -> Result<Vec<PathBuf>> {
     let directory = root.join(LINKS);
-    let entries = match fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
-        Err(failed) => return Err(CommandError::file("read directory", &directory)(failed)),
-    };
-    let mut links = BTreeSet::new();
-    for entry in entries {
-        let entry = entry.map_err(CommandError::file("read directory", &directory))?;
-        if is_link_to_directory(&entry.path()) {
-            links.insert(Path::new(LINKS).join(entry.file_name()));
-        }
+    let unreadable = |failed| CommandError::file("read directory", &directory)(failed);
+    match fs::read_dir(&directory) {
+        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path()).map_err(unreadable)).collect(),
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(failed) => Err(unreadable(failed)),
     }
-    Ok(links)
 }
 
 /// The tablespaces that are directories of `pg_tblspc` itself, by OID. A server takes them only with
@@ -149,4 +170,70 @@ pub(super) fn rewrite_map(root: &Path) -> Result<()> {
         staged.publish()
     };
     write().map_err(CommandError::file("write", &path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use serde_json::json;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const NAME: &str = "16384";
+
+    /// A target with `pg_tblspc`, and a tablespace's place beside it.
+    fn places() -> (TempDir, PathBuf, PathBuf) {
+        let work = tempfile::tempdir().unwrap();
+        let (root, space) = (work.path().join("d"), work.path().join("space"));
+        fs::create_dir_all(root.join(LINKS)).unwrap();
+        fs::create_dir(&space).unwrap();
+        (work, root, space)
+    }
+
+    fn spec(space: &Path) -> RestoreSpec {
+        let location = format!("{}/", space.display());
+        let tablespaces = vec![SpecTablespace { name: NAME.into(), location, link: format!("{LINKS}/{NAME}") }];
+        RestoreSpec { base_prefix: None, tablespaces }
+    }
+
+    #[test]
+    fn a_place_in_use_is_refused_by_whatever_way_the_restore_would_get_there() {
+        let (_work, root, space) = places();
+        symlink(&space, root.join(LINKS).join(NAME)).unwrap();
+        let choices = [
+            TablespaceChoice::ExistingLinks,
+            TablespaceChoice::Blind,
+            TablespaceChoice::AsOnSource,
+            TablespaceChoice::Spec(json!({})),
+        ];
+        for (spec, choice) in choices.iter().flat_map(|choice| [(Some(spec(&space)), choice), (None, choice)]) {
+            check(&root, choice, spec.as_ref(), false).unwrap();
+            fs::create_dir(space.join("PG_15_202209061")).unwrap();
+            let refused = check(&root, choice, spec.as_ref(), false).unwrap_err().to_string();
+            assert!(refused.contains(space.to_str().unwrap()) && refused.contains("is not empty"), "{refused}");
+            // the restore itself has filled it
+            check(&root, choice, spec.as_ref(), true).unwrap();
+            fs::remove_dir(space.join("PG_15_202209061")).unwrap();
+        }
+    }
+
+    #[test]
+    fn before_a_restore_pg_tblspc_holds_only_links_to_directories() {
+        type Make = fn(&Path);
+        let others: [(Make, bool); 5] = [
+            (|at| fs::write(at, "x").unwrap(), false),
+            (|at| symlink("nowhere", at).unwrap(), false),
+            (|at| symlink("/etc/passwd", at).unwrap(), false),
+            (|at| fs::create_dir(at).unwrap(), true),
+            (|at| fs::create_dir_all(at.join("PG_15_202209061")).unwrap(), false),
+        ];
+        for (make, is_good_for_blind) in others {
+            let (_work, root, _space) = places();
+            make(&root.join(LINKS).join(NAME));
+            assert!(check(&root, &TablespaceChoice::ExistingLinks, None, false).is_err());
+            assert_eq!(check(&root, &TablespaceChoice::Blind, None, false).is_ok(), is_good_for_blind);
+        }
+    }
 }

@@ -3,12 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use super::TablespaceChoice;
 use crate::commands::{CommandError, Result};
-use crate::formats::restore_spec::RestoreSpec;
 use crate::pg::control_file::ControlFile;
 use crate::pg::data_directory::{self, Postmaster};
 use crate::transfer::extract::Destination;
@@ -19,6 +17,11 @@ const JOURNAL_DIRECTORY: &str = ".wal-eve-restore";
 /// The control file while it is held back.
 const HELD_BACK: &str = "pg_control";
 
+/// Where the journal of a restore into `root` is.
+pub(super) fn journal_directory(root: &Path) -> PathBuf {
+    root.join(JOURNAL_DIRECTORY)
+}
+
 /// A directory that may be restored into.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -28,16 +31,15 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Refuses a directory that a server uses or that holds something else than an interrupted restore; makes it, for its
-    /// owner only, if it is not there.
-    pub(super) fn open(root: PathBuf, choice: &TablespaceChoice, spec: Option<&RestoreSpec>) -> Result<Self> {
+    /// Refuses a directory that a server uses or that holds something else than an interrupted restore. Changes nothing.
+    pub(super) fn open(root: PathBuf) -> Result<Self> {
         if let Postmaster::Present { pid, .. } = data_directory::postmaster_in(&root)? {
             let pid = pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
             return Err(CommandError::refused("attempting to overwrite a live data directory")
                 .with_detail(format!("\"{}\" has a postmaster.pid, of process {pid}.", root.display()))
                 .with_hint("Stop the server and restore into an empty directory. If no server runs there, remove postmaster.pid."));
         }
-        let is_resumed = root.join(JOURNAL_DIRECTORY).is_dir();
+        let is_resumed = journal_directory(&root).is_dir();
         if !is_resumed {
             refuse_unless_free(&root)?;
         } else if data_directory::looks_finished(&root)? {
@@ -50,18 +52,25 @@ impl Target {
                     "Remove that directory and go on with what was restored, or restore into an empty directory.",
                 ));
         }
-        if !root.exists()
-            && *choice == TablespaceChoice::ExistingLinks
-            && let Some(spec) = spec.filter(|spec| !spec.tablespaces.is_empty())
-        {
-            return Err(super::tablespaces::missing_links(spec.tablespaces.iter().map(|space| space.name.clone())));
-        }
+        Ok(Self { root, links: BTreeSet::new(), is_resumed })
+    }
+
+    /// Makes the directory if it is not there, and closes it to all but its owner: not every backup says its mode, and a
+    /// server does not start in one that others can read.
+    pub(super) fn create(&self) -> Result<()> {
+        let root = &self.root;
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(&root)
-            .map_err(CommandError::file("create directory", &root))?;
-        Ok(Self { root, links: BTreeSet::new(), is_resumed })
+            .create(root)
+            .map_err(CommandError::file("create directory", root))?;
+        // the mode of one that is taken up is the backup's
+        let is_open = |root: &Path| Ok(fs::metadata(root)?.mode() & 0o077 != 0);
+        if !self.is_resumed && is_open(root).map_err(CommandError::file("examine", root))? {
+            let closed = fs::set_permissions(root, fs::Permissions::from_mode(0o700));
+            closed.map_err(CommandError::file("set the mode of", root))?;
+        }
+        Ok(())
     }
 
     pub(super) fn with_links(self, links: BTreeSet<PathBuf>) -> Self {
@@ -78,7 +87,7 @@ impl Target {
     }
 
     pub(super) fn journal_directory(&self) -> PathBuf {
-        self.root.join(JOURNAL_DIRECTORY)
+        journal_directory(&self.root)
     }
 
     pub(super) fn destination(&self) -> Destination {
@@ -118,19 +127,31 @@ impl Target {
         }
     }
 
-    /// Root gives what it made itself, and no member of the backup names, to the owner of the data directory.
+    /// Root gives what it made itself, and no member of the backup names, to the owner of the backup's files.
     pub(super) fn give_to_owner(&self) -> Result<()> {
         if !rustix::process::geteuid().is_root() {
             return Ok(());
         }
-        let root = fs::metadata(&self.root).map_err(CommandError::file("examine", &self.root))?;
-        let made = ["tablespace_map", "backup_manifest", "pg_tblspc"].map(PathBuf::from);
-        for path in made.iter().chain(&self.links).map(|path| self.root.join(path)).filter(|path| path.exists()) {
-            if let Err(failed) = chown(&path, Some(root.uid()), Some(root.gid())) {
+        let (uid, gid) = self.owner_of_files()?;
+        for path in self.without_a_member() {
+            if let Err(failed) = chown(&path, Some(uid), Some(gid)) {
                 tracing::warn!(path = %path.display(), error = %failed, "could not set the owner");
             }
         }
         Ok(())
+    }
+
+    /// The data directory's own owner may be root, who has made it: not every backup has a member for it.
+    fn owner_of_files(&self) -> Result<(u32, u32)> {
+        let file = fs::metadata(self.root.join("PG_VERSION")).or_else(|_| fs::metadata(&self.root));
+        let file = file.map_err(CommandError::file("examine", &self.root))?;
+        Ok((file.uid(), file.gid()))
+    }
+
+    fn without_a_member(&self) -> Vec<PathBuf> {
+        let made = ["", "tablespace_map", "backup_manifest", "pg_tblspc"].map(PathBuf::from);
+        let made = made.iter().chain(&self.links).map(|path| self.root.join(path));
+        made.filter(|path| path.exists()).collect()
     }
 
     /// The restore's last step: from here on a server can start.
@@ -167,4 +188,28 @@ fn refuse_unless_free(root: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_no_member_names_goes_to_the_owner_of_the_files_and_not_to_that_of_the_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let target = Target::open(root.path().to_owned()).unwrap();
+        let own = fs::metadata(root.path()).unwrap();
+        assert_eq!(target.owner_of_files().unwrap(), (own.uid(), own.gid()));
+        // a link, as only root can make a file of another user
+        symlink("/etc/passwd", root.path().join("PG_VERSION")).unwrap();
+        assert_eq!(target.owner_of_files().unwrap(), (0, 0));
+
+        let target = target.with_links(["pg_tblspc/1".into()].into());
+        fs::create_dir(root.path().join("pg_tblspc")).unwrap();
+        symlink("/tmp", root.path().join("pg_tblspc/1")).unwrap();
+        let expected = ["", "pg_tblspc", "pg_tblspc/1"].map(|path| root.path().join(path));
+        assert_eq!(target.without_a_member(), expected);
+    }
 }

@@ -33,6 +33,10 @@ pub struct Member<'a> {
     pub uid: u32,
     /// The owning group.
     pub gid: u32,
+    /// The owner's name; empty when the system knows none.
+    pub user: &'a str,
+    /// The owning group's name; empty when the system knows none.
+    pub group: &'a str,
     /// Seconds since 1970.
     pub mtime: u64,
 }
@@ -49,6 +53,8 @@ impl Member<'_> {
         header.set_mode(self.mode & 0o7777);
         header.set_uid(self.uid.into());
         header.set_gid(self.gid.into());
+        set_field(&mut header, 265, account_name(self.user));
+        set_field(&mut header, 297, account_name(self.group));
         header.set_mtime(self.mtime);
         let (kind, size) = match self.kind {
             MemberKind::File(size) => (EntryType::Regular, size),
@@ -62,7 +68,12 @@ impl Member<'_> {
     }
 }
 
-/// Writes into the 100-byte name field (at 0) or link field (at 157) without the checks that would refuse `/`.
+/// The bytes of a 32-byte name field. Python cuts a longer name, which might then be another's.
+fn account_name(name: &str) -> &[u8] {
+    if name.len() > 32 { b"" } else { name.as_bytes() }
+}
+
+/// Writes into the 100-byte name field (at 0) or link field (at 157), or another that `text` fits into, without the checks that would refuse `/`.
 fn set_field(header: &mut Header, at: usize, text: &[u8]) {
     let text = &text[..text.len().min(100)];
     header.as_mut_bytes()[at..at + text.len()].copy_from_slice(text);
@@ -105,7 +116,8 @@ mod tests {
 
     fn member(name: &[u8], kind: MemberKind<'static>) -> Vec<u8> {
         let mut out = Vec::new();
-        Member { name, kind, mode: 0o100_700, uid: 26, gid: 27, mtime: 1_700_000_000 }.encode(&mut out);
+        let (user, group) = ("postgres", "dba");
+        Member { name, kind, mode: 0o100_700, uid: 26, gid: 27, user, group, mtime: 1_700_000_000 }.encode(&mut out);
         out
     }
 
@@ -118,6 +130,23 @@ mod tests {
             (&header[..2], header[156], &header[100..107], &header[257..265]),
             (&b"/\0"[..], b'5', &b"0000700"[..], &b"ustar  \0"[..])
         );
+    }
+
+    #[test]
+    fn the_owners_names_are_where_python_puts_them_and_whole_or_not_at_all() {
+        for (name, written) in
+            [("postgres", &b"postgres"[..]), ("", b""), (&"n".repeat(32), &[b'n'; 32]), (&"n".repeat(33), b"")]
+        {
+            let mut header = Vec::new();
+            let (user, group) = (name, "dba");
+            Member { name: b"x", kind: MemberKind::Directory, mode: 0o700, uid: 1, gid: 1, user, group, mtime: 1 }
+                .encode(&mut header);
+            let mut field = [0; 32];
+            field[..written.len()].copy_from_slice(written);
+            assert_eq!((&header[265..297], &header[297..301]), (&field[..], &b"dba\0"[..]));
+            let read = Header::from_byte_slice(&header);
+            assert_eq!((read.username_bytes(), read.groupname_bytes()), (Some(written), Some(&b"dba"[..])));
+        }
     }
 
     #[test]
