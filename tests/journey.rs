@@ -562,8 +562,7 @@ fn a_backup_under_heavy_writes_is_consistent() {
     vacuuming.kill9();
     source.stop(Mode::Fast);
 
-    // what vanished counts as missing, and may be much of so small a cluster
-    let copy = recovered(&archive, 15, &["--allow-missing-files"]);
+    let copy = recovered(&archive, 15, &[]);
     assert_eq!(copy.psql("select sum(balance), count(*) from account"), "500000|5000");
     assert_eq!(copy.psql("set enable_seqscan = off; select count(*) from account where id > 0"), "5000");
     assert_eq!(copy.psql(ROWS).split('|').next(), Some("10000"));

@@ -11,7 +11,7 @@ pub struct Sentinel {
     pub stop_segment: String,
     /// The stop's offset in that segment: eight characters, decimal but for offline backups of WAL-E.
     pub stop_offset: String,
-    /// The sum of the members' sizes as planned, in bytes.
+    /// The sum of the members' sizes in bytes; by WAL-E as planned, with files that had vanished when it came to them.
     pub expanded_size_bytes: u64,
     /// The data directory and tablespaces; absent up to WAL-E 0.6.
     pub spec: Option<Value>,

@@ -97,23 +97,24 @@ pub struct PartitionContext {
     pub on_file: Arc<dyn Fn(ArchivedFile) -> io::Result<()> + Send + Sync>,
 }
 
-/// Stores `members` as the partition `key`, with `options`.
+/// Stores `members` as the partition `key`, with `options`; the sum of the archived files' sizes in bytes.
 pub async fn upload_partition(
     store: &dyn Store,
     key: &str,
     members: Vec<Member>,
     options: &PutOptions,
     context: &PartitionContext,
-) -> Result<Put> {
+) -> Result<(Put, u64)> {
     let (sender, receiver) = mpsc::channel(2);
     let reading = context.clone();
     let reader = off_async(move || {
         let mut tar = TarWriter::new(sender, reading);
         let written = members.into_iter().try_for_each(|member| tar.member(member)).and_then(|()| tar.finish());
         match written {
+            Ok(bytes) => Ok(bytes),
             Err(Stop::Failed(failed)) => Err(failed),
             // the upload has failed and says why
-            Ok(()) | Err(Stop::NobodyListens) => Ok(()),
+            Err(Stop::NobodyListens) => Ok(0),
         }
     });
     let plain = stream::unfold((receiver, context.progress.clone()), |(mut receiver, progress)| async move {
@@ -126,8 +127,8 @@ pub async fn upload_partition(
     let storing = upload::upload(store, key, options, pieces, Some(context.progress.clone()));
     let (read, stored) = futures::join!(reader, storing);
     // a failed read also ends the stream early, so it is the cause and comes first
-    read?;
-    stored
+    let bytes = read?;
+    Ok((stored?, bytes))
 }
 
 /// Why a tar stream ended before its end.
@@ -141,6 +142,7 @@ struct TarWriter {
     context: PartitionContext,
     chunk: Vec<u8>,
     written: u64,
+    file_bytes: u64,
     /// The names of the owners so far.
     users: HashMap<u32, String>,
     groups: HashMap<u32, String>,
@@ -149,7 +151,7 @@ struct TarWriter {
 impl TarWriter {
     fn new(sender: mpsc::Sender<Result<Bytes>>, context: PartitionContext) -> Self {
         let (users, groups) = (HashMap::new(), HashMap::new());
-        Self { sender, context, chunk: CHUNKS.empty(), written: 0, users, groups }
+        Self { sender, context, chunk: CHUNKS.empty(), written: 0, file_bytes: 0, users, groups }
     }
 
     fn member(&mut self, member: Member) -> std::result::Result<(), Stop> {
@@ -195,6 +197,7 @@ impl TarWriter {
             self.context.progress.add_plain(wanted as u64);
             self.flush_if_full()?;
         }
+        self.file_bytes += size;
         let file = ArchivedFile { name: member.name, size, mtime, crc32c };
         if let Err(failed) = (self.context.on_file)(file) {
             return self.fail(TransferError::file("write to", std::env::temp_dir())(failed));
@@ -202,10 +205,14 @@ impl TarWriter {
         self.bytes(&[0; header::BLOCK][..header::padding(size)])
     }
 
-    fn finish(mut self) -> std::result::Result<(), Stop> {
+    /// The sum of the files' sizes.
+    fn finish(mut self) -> std::result::Result<u64, Stop> {
         let zeros = header::ending(self.written + self.chunk.len() as u64);
         self.bytes(&vec![0; zeros])?;
-        if self.chunk.is_empty() { Ok(()) } else { self.flush() }
+        if !self.chunk.is_empty() {
+            self.flush()?;
+        }
+        Ok(self.file_bytes)
     }
 
     fn bytes(&mut self, mut bytes: &[u8]) -> std::result::Result<(), Stop> {
@@ -296,7 +303,7 @@ mod tests {
         let (level, progress) = (Level::Fast, Arc::default());
         let context = PartitionContext { level, rate_limit: None, progress, on_file: Arc::new(on_file) };
         let store = MemoryStore::new();
-        upload_partition(&store, "part", plan.into(), &PutOptions::default(), &context).await.unwrap();
+        let (_, bytes) = upload_partition(&store, "part", plan.into(), &PutOptions::default(), &context).await.unwrap();
 
         let padded = |mut contents: Vec<u8>| {
             contents.resize(planned.len(), 0);
@@ -309,6 +316,7 @@ mod tests {
             ("emptied", padded(Vec::new())),
             ("last", planned.clone()),
         ];
+        assert_eq!(bytes, 5 * planned.len() as u64, "all but the vanished one");
         let archived = members(&store, "part").await;
         assert!(
             archived

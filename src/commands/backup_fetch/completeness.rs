@@ -32,8 +32,8 @@ impl Completeness {
             .with_hint("Choose another backup with backup-list."))
     }
 
-    /// Compares what all partitions held with what the sentinel says, which counts the files as they were planned. Fewer
-    /// bytes are those of files that were gone before they were read (§4.7), or of lost partitions.
+    /// Compares what all partitions held with what the sentinel says. Fewer bytes are those of lost partitions, or, in WAL-E's
+    /// backups, whose sentinel counts the files as they were planned, of files that were gone before they were read (§4.7).
     pub(super) fn check_bytes(&self, restored: u64) -> Result<()> {
         let expected = self.expanded_size_bytes;
         let missing = expected.saturating_sub(restored);

@@ -22,7 +22,7 @@ use crate::transfer::{TransferError, off_async};
 pub(super) struct ArchivedFiles {
     /// How many partitions were stored.
     pub(super) partitions: u32,
-    /// The sum of the sizes as planned.
+    /// The sum of the files' sizes in bytes, without those that were gone before they were read.
     pub(super) bytes: u64,
 }
 
@@ -51,18 +51,17 @@ pub(super) async fn archive(
     Ok(stored)
 }
 
-/// Stores one partition; its size in bytes as planned.
+/// Stores one partition; the sum of its files' sizes in bytes.
 pub(super) async fn store(
     backup: &Unfinished<'_>,
     number: u32,
     members: Vec<Member>,
     context: &PartitionContext,
 ) -> Result<u64> {
-    let bytes = members.iter().map(Member::size).sum();
     let count = members.len();
     let key = backup.archive.layout.partition(&backup.name, number);
     let options = backup.put_options("application/octet-stream");
-    let put = upload_partition(&*backup.archive.store, &key, members, &options, context).await?;
+    let (put, bytes) = upload_partition(&*backup.archive.store, &key, members, &options, context).await?;
     if !backup.is_own(&key, put).await? {
         return Err(TransferError::Conflict { url: backup.archive.store.url(&key) }.into());
     }
