@@ -100,9 +100,10 @@ fn read_envdir(directory: &Path) -> Result<Keys, CredentialsError> {
         match fs::read(&path) {
             Ok(bytes) => Ok(envdir_value(&bytes)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => {
-                Err(CredentialsError::provider_error(format!("could not read file \"{}\": {error}", path.display())))
-            }
+            Err(error) => Err(CredentialsError::invalid_configuration(format!(
+                "could not read file \"{}\": {error}",
+                path.display()
+            ))),
         }
     };
     let required = |name: &str| {

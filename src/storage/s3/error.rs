@@ -9,6 +9,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use super::super::{Kind, StorageError};
 use super::S3Options;
+use crate::formats::error_line::joined;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -163,10 +164,16 @@ where
 
 impl Failure {
     fn lost<E: Error + Send + Sync + 'static>(error: SdkError<E, HttpResponse>) -> Self {
+        use CredentialsError::{CredentialsNotLoaded, InvalidConfiguration};
         let kind = match (&error, find::<CredentialsError>(&error)) {
-            (_, Some(_)) => Kind::Credentials,
+            (_, Some(CredentialsNotLoaded(_) | InvalidConfiguration(_))) => Kind::Credentials,
+            // an outage of the service that gives them says nothing about them
+            (_, Some(failed)) => {
+                let source = format!("the provider of the credentials failed: {}", joined(failed));
+                return Self::Lost(Kind::Unavailable, source.into());
+            }
             (SdkError::ConstructionFailure(_), None) => Kind::Other,
-            _ if TLS_REFUSALS.iter().any(|text| chain(&error).contains(text)) => Kind::Misconfigured,
+            _ if TLS_REFUSALS.iter().any(|text| joined(&error).contains(text)) => Kind::Misconfigured,
             _ => Kind::Unavailable,
         };
         Self::Lost(kind, error.into())
@@ -275,17 +282,6 @@ fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
     None
 }
 
-/// An error and its causes in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        line = format!("{line}: {cause}");
-        next = cause.source();
-    }
-    line
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Credentials;
@@ -356,6 +352,28 @@ mod tests {
             session_token: Some("t".into()),
         };
         assert!(!error(expired(), given).has_expired_credentials());
+    }
+
+    #[test]
+    fn a_provider_that_fails_is_an_outage_and_one_that_finds_nothing_is_not() {
+        type Refused = aws_sdk_s3::operation::head_object::HeadObjectError;
+        let options = S3Options::new("b", None);
+        let explained = |failed: CredentialsError| {
+            let failed = SdkError::<Refused, HttpResponse>::construction_failure(failed);
+            Failure::from(failed).into_error("get", "s3://b/k".into(), &options)
+        };
+        for outage in [
+            CredentialsError::provider_error("the metadata service answered 503"),
+            CredentialsError::provider_timed_out(Duration::from_secs(5)),
+        ] {
+            let error = explained(outage);
+            assert_eq!((error.kind(), error.lacks_credentials()), (Kind::Unavailable, false));
+            assert!(error.cause().starts_with("the provider of the credentials failed: "), "{}", error.cause());
+        }
+        for missing in [CredentialsError::not_loaded("none"), CredentialsError::invalid_configuration("nonsense")] {
+            let error = explained(missing);
+            assert_eq!((error.kind(), error.lacks_credentials()), (Kind::Credentials, true));
+        }
     }
 
     #[test]
