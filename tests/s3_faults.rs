@@ -195,6 +195,22 @@ async fn a_listing_that_fails_is_no_absence_either() {
 }
 
 #[tokio::test]
+async fn a_page_without_rows_is_not_the_end_of_a_listing() {
+    let server = server();
+    server.put_object("b", KEY, "bytes");
+    let with_token = server.faults().add(When::list(), What::EmptyPage { with_token: true });
+    let page = wrapped(aws(&server)).list("", None).await.unwrap();
+    assert_eq!((page.objects.len(), page.objects[0].key.as_str(), page.more), (1, KEY, false));
+    assert_eq!(server.faults().hits(with_token), 2);
+    server.faults().clear();
+    server.faults().add(When::list(), What::EmptyPage { with_token: false });
+    assert_eq!(wrapped(aws(&server)).list("", None).await.unwrap_err().kind(), Kind::Unavailable);
+    // nor does it say that a key is absent
+    server.faults().add(When::operation(Operation::GetObject), What::access_denied());
+    assert_eq!(failed_get(aws(&server)).await.kind(), Kind::Unavailable);
+}
+
+#[tokio::test]
 async fn a_missing_bucket_is_no_missing_key() {
     let server = server();
     let options = || S3Options { bucket: "typo".into(), ..aws(&server) };

@@ -149,6 +149,9 @@ impl Bucket {
             Ok(output) if output.contents().iter().any(|object| object.key() == Some(key)) => self
                 .explain(verb, key, failure)
                 .with_hint("The object is there, but the credentials may not read it: grant s3:GetObject."),
+            Ok(output) if output.is_truncated() == Some(true) && output.contents().is_empty() => {
+                self.error(verb, key, Kind::Unavailable, "a listing was empty and says that there is more")
+            }
             Ok(_) => StorageError::new(verb, self.url(key), Kind::NotFound, "a listing does not show the key"),
             Err(listing) if listing.kind() == Kind::Denied => {
                 failure.into_ambiguous(verb, self.url(key), &self.options)

@@ -64,7 +64,16 @@ impl Store for S3Store {
         let bucket = &self.bucket;
         let list = bucket.client("list", prefix).await?.list_objects_v2().bucket(&bucket.options.bucket);
         let list = list.prefix(prefix).set_start_after(after.map(str::to_owned));
-        let output = list.send().await.map_err(|error| bucket.explain("list", prefix, error.into()))?;
+        let mut output = list.clone().send().await.map_err(|error| bucket.explain("list", prefix, error.into()))?;
+        // a page may be empty and not the last
+        while output.contents().is_empty() && output.is_truncated() == Some(true) {
+            let Some(token) = output.next_continuation_token() else {
+                let source = "the server sent an empty page and says that there is more";
+                return Err(bucket.error("list", prefix, Kind::Unavailable, source));
+            };
+            let next = list.clone().continuation_token(token);
+            output = next.send().await.map_err(|error| bucket.explain("list", prefix, error.into()))?;
+        }
         let objects = output.contents().iter().filter_map(|object| {
             Some(Listed {
                 key: object.key()?.to_owned(),

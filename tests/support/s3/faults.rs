@@ -89,6 +89,8 @@ pub enum What {
     FlipByte { at: u64 },
     /// Transfers each body at this rate.
     Bandwidth { bytes_per_second: u64 },
+    /// Answers the first page of a listing without rows, and that there is more: how to go on as well, or not even that.
+    EmptyPage { with_token: bool },
     /// Carries out a conditional request as if it had no condition, as older servers do.
     IgnoreCondition,
     /// Refuses a request that has a condition (`If-None-Match`, `If-Match`); others pass.

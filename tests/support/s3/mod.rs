@@ -50,7 +50,7 @@ pub use store::{Part, StoredObject, Upload};
 
 use credentials::{Anonymous, CredentialTable, Verifier};
 use request_log::RequestLog;
-use service::{ConditionIgnored, Service};
+use service::{ConditionIgnored, FirstPageEmpty, Service};
 use shaped_body::{BoxError, InFlight, Shape, ShapedBody};
 use store::Store;
 
@@ -471,6 +471,7 @@ async fn decide(
     let mut shape = Shape::default();
     let mut lose_response = false;
     let mut condition_ignored = false;
+    let mut empty_page = None;
     for what in struck {
         match what {
             What::Error { status, code, message } | What::RefuseCondition { status, code, message } => {
@@ -484,6 +485,7 @@ async fn decide(
             What::Delay(pause) => tokio::time::sleep(pause).await,
             What::LoseResponse => lose_response = true,
             What::IgnoreCondition => condition_ignored = true,
+            What::EmptyPage { with_token } => empty_page = Some(FirstPageEmpty { with_token }),
             What::StallBody { after_bytes, pause } => shape.stall = Some((after_bytes, pause)),
             What::CutBody { after_bytes } => shape.cut = Some(after_bytes),
             What::FlipByte { at } => shape.flips.push(at),
@@ -506,6 +508,9 @@ async fn decide(
     });
     if condition_ignored {
         request.extensions_mut().insert(ConditionIgnored);
+    }
+    if let Some(empty) = empty_page {
+        request.extensions_mut().insert(empty);
     }
     let response = service.call(request).await?;
     if lose_response || was_cut.load(Ordering::SeqCst) {

@@ -27,6 +27,12 @@ use super::store::{self, Page, Part, Store, StoredObject, Upload};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConditionIgnored;
 
+/// Put in a request's extensions to have its first page empty.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FirstPageEmpty {
+    pub(super) with_token: bool,
+}
+
 pub(super) struct Service(pub(super) Arc<Shared>);
 
 /// What is stored of a body that has been read and checked.
@@ -374,7 +380,18 @@ impl S3 for Service {
         &self,
         request: S3Request<ListObjectsV2Input>,
     ) -> S3Result<S3Response<ListObjectsV2Output>> {
+        let empty = request.extensions.get::<FirstPageEmpty>().copied();
         let input = request.input;
+        if let (Some(FirstPageEmpty { with_token }), None) = (empty, &input.continuation_token) {
+            let start = input.start_after.unwrap_or_default();
+            return Ok(S3Response::new(ListObjectsV2Output {
+                name: Some(input.bucket),
+                key_count: Some(0),
+                is_truncated: Some(true),
+                next_continuation_token: with_token.then(|| token_of_key(&start)),
+                ..ListObjectsV2Output::default()
+            }));
+        }
         let limit = input.max_keys.unwrap_or(1000).clamp(0, 1000);
         let resumed = match &input.continuation_token {
             None => None,
