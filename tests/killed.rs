@@ -365,6 +365,12 @@ fn a_killed_backup_of_a_stopped_cluster_is_named_by_the_next_one() {
     let data = data.display().to_string();
     let arguments = ["backup-push", "--while-offline", &data];
     site.server.faults().add(When::any(), SLOW);
+    // a look that fails takes the name for nobody
+    let unlisted = site.server.faults().add(When::list(), What::access_denied());
+    let text = site.wal_eve().run(arguments).assert_code(1).stderr_text();
+    assert!(text.contains("s3:ListBucket"), "{text}");
+    assert_eq!(site.server.keys("b", "p/basebackups_005/"), [""; 0]);
+    site.server.faults().remove(unlisted);
     let mut backup = site.wal_eve().spawn(arguments);
     let begun = || !site.server.keys("b", "p/basebackups_005/").is_empty();
     support::postgres::wait_until("something is stored", Duration::from_secs(30), begun);

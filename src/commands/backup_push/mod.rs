@@ -71,13 +71,10 @@ pub async fn backup_push(
     options: &BackupPushOptions,
     progress: Arc<Progress>,
 ) -> Result<BackupPushReport> {
-    let pushed = match &options.server {
+    match &options.server {
         Some(settings) => online::backup_push(archive, options, settings, progress).await,
         None => offline::backup_push(archive, options, progress).await,
-    };
-    // a failure drops the partitions that are under way
-    archive.store.settle().await;
-    pushed
+    }
 }
 
 /// The metadata that tells a backup's own objects from others of the same name.
@@ -101,12 +98,15 @@ impl<'a> Unfinished<'a> {
         if !backup.put(&key, version_text, "text/plain").await? {
             return Err(backup.name_is_taken().await);
         }
-        let there = archive.store.list(&backup.prefix(), None).await?;
-        if there.objects.iter().any(|row| row.key != key) {
-            archive.store.delete(&key).await?;
-            return Err(backup.name_is_taken().await);
+        let refused = match archive.store.list(&backup.prefix(), None).await {
+            Ok(there) if there.objects.iter().all(|row| row.key == key) => return Ok(backup),
+            Ok(_) => backup.name_is_taken().await,
+            Err(failed) => failed.into(),
+        };
+        if let Err(failed) = archive.store.delete(&key).await {
+            tracing::warn!(error = %failed, "could not take back the claim of the backup's name");
         }
-        Ok(backup)
+        Err(refused)
     }
 
     /// What the keys of this name begin with.
@@ -162,6 +162,8 @@ impl<'a> Unfinished<'a> {
 
     /// Removes what a failed backup has stored, so that its name is free again; what cannot be removed is only logged.
     async fn discard(self) {
+        // a partition that was dropped while it was published would appear after all
+        self.archive.store.settle().await;
         let remove = async {
             for row in storage::list_all(&*self.archive.store, &self.archive.layout.backup(&self.name)).await? {
                 // on a server without conditional writes another backup of the same name may have stored its own
