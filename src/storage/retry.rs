@@ -40,10 +40,10 @@ pub struct RetryPolicy {
     pub object_deadline: Duration,
     /// How long expired credentials are read again in the hope of newer ones. 5 min: whoever rotates them may be late.
     pub expired_patience: Duration,
-    /// How long to go on without any success, counted from the making of the store. None.
+    /// How long to go on without any success, counted from the making of the store, or from the last byte that was taken. None.
     pub patience: Option<Duration>,
     /// The same after that, or without it from the first: counted from the last success, which is an answer or bytes of a
-    /// body in either direction, and never from before an operation began, so that neither idleness nor an earlier outage
+    /// body, in either direction, and never from before an operation began, so that neither idleness nor an earlier outage
     /// takes away from it. None.
     pub patience_once_reached: Option<Duration>,
 }
@@ -102,14 +102,21 @@ impl Clock {
     fn end(&self, policy: &RetryPolicy, begun: Instant) -> Option<Instant> {
         let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Since::Making(made), Some(patience)) = (since, policy.patience) {
-            return Some(made + patience);
+            return made.checked_add(patience);
         }
         let (Since::Making(since) | Since::Success(since)) = since;
-        Some(since.max(begun) + policy.patience_once_reached?)
+        since.max(begun).checked_add(policy.patience_once_reached?)
     }
 
     fn set_anew(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Since::Success(Instant::now());
+    }
+
+    /// The server has taken bytes: whoever accepts a connection does, so that only an answer tells that it is the store.
+    fn move_on(&self) {
+        let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Since::Making(instant) | Since::Success(instant)) = &mut *since;
+        *instant = Instant::now();
     }
 }
 
@@ -183,7 +190,7 @@ impl Tries {
         self.clock.end(&self.policy, self.begun).map_or(self.deadline, |end| end.min(self.deadline))
     }
 
-    /// Makes one try, within what time is left. Bytes of `sent` that the server takes are a success.
+    /// Makes one try, within what time is left. Bytes of `sent` that the server takes give it more.
     async fn attempt<T>(
         &self,
         verb: &'static str,
@@ -202,7 +209,7 @@ impl Tries {
             let now = taken();
             if now > before {
                 before = now;
-                self.clock.set_anew();
+                self.clock.move_on();
             }
             // another operation's success counts too
             if Instant::now() >= self.limit() {

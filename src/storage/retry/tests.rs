@@ -440,9 +440,10 @@ async fn a_write_that_the_server_takes_slowly_outlasts_patience() {
     let begun = Instant::now();
     assert!(wrapped(&scripted, patient.clone()).put("b", body().into(), &PutOptions::default()).await.is_ok());
     assert_eq!((begun.elapsed(), scripted.count("put")), (Duration::from_secs(100), 1));
-    // and ends with the last byte that was taken
+    // and ends with the last byte that was taken; whoever takes bytes need not be the store
     let scripted = Scripted::new([Fault::TakeSlowly(5000)]);
     let begun = Instant::now();
+    let patient = RetryPolicy { patience_once_reached: Some(Duration::from_secs(900)), ..patient };
     assert!(wrapped(&scripted, patient).put("b", body().into(), &PutOptions::default()).await.is_err());
     assert!((50 + 15..=50 + 17).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     // what a dead connection takes in each try is taken once
@@ -482,6 +483,16 @@ async fn an_abort_that_hangs_does_not_hold_up_the_end() {
     let begun = Instant::now();
     store.settle().await;
     assert_eq!(begun.elapsed(), SETTLE_TIMEOUT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn patience_may_be_longer_than_any_clock_counts() {
+    let endless = Some(Duration::from_secs(u64::MAX));
+    let policy = RetryPolicy { patience: endless, patience_once_reached: endless, ..RetryPolicy::default() };
+    let scripted = Scripted::new([]);
+    let store = wrapped(&scripted, policy);
+    assert!(store.head("a").await.is_ok());
+    assert!(store.head("a").await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
