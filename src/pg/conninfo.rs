@@ -187,8 +187,13 @@ impl Conninfo {
             .parse()
             .map_err(|_| PgError::new(Kind::Settings, "sslmode makes no sense in the connection string"))?;
         options = with_root_certificate(options, mode, self.get("sslrootcert").map(PathBuf::from), "sslrootcert")?;
-        if let (Some(certificate), Some(key)) = (self.get("sslcert"), self.get("sslkey")) {
-            options = options.ssl_client_cert(certificate).ssl_client_key(key);
+        match (self.get("sslcert"), self.get("sslkey")) {
+            (Some(certificate), Some(key)) => options = options.ssl_client_cert(certificate).ssl_client_key(key),
+            (None, None) => {}
+            _ => {
+                let message = "the connection string has one of sslcert and sslkey, and the driver needs both";
+                return Err(PgError::new(Kind::Settings, message));
+            }
         }
         let seconds: u64 = self.get("connect_timeout").map_or(Ok(0), |text| number(text, "connect_timeout"))?;
         let timeout = if seconds == 0 { DEFAULT_CONNECT_TIMEOUT } else { Duration::from_secs(seconds) };
@@ -351,6 +356,9 @@ mod tests {
         }
         for lacking in ["dbname=d user=u", "host=h user=u", "host=h dbname=d"] {
             assert!(parsed(lacking).require_address().is_err(), "{lacking}");
+        }
+        for half in ["sslcert=/c", "sslkey=/k"] {
+            assert!(parsed(&format!("host=h dbname=d user=u {half}")).settings().is_err(), "{half}");
         }
     }
 
