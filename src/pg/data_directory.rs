@@ -202,22 +202,25 @@ pub fn postmaster_in(directory: &Path) -> Result<Postmaster> {
     }
 }
 
-/// Whether `directory` holds nothing, or does not exist. A `lost+found` of a fresh filesystem counts as something: a
-/// data directory should not be a mount point itself, and `initdb` refuses it too.
+/// Whether `directory` holds nothing, or does not exist. The `lost+found` of a fresh filesystem counts for nothing: a
+/// tablespace may be a mount point itself.
 ///
 /// # Errors
 ///
 /// [`Kind::Io`] when it is no directory or cannot be read.
 pub fn is_empty(directory: &Path) -> Result<bool> {
-    match fs::read_dir(directory) {
-        Ok(mut entries) => match entries.next() {
-            None => Ok(true),
-            Some(Ok(_)) => Ok(false),
-            Some(Err(e)) => Err(PgError::io("read directory", directory, e)),
-        },
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(e) => Err(PgError::io("read directory", directory, e)),
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(e) => return Err(PgError::io("read directory", directory, e)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|e| PgError::io("read directory", directory, e))?;
+        if entry.file_name() != "lost+found" {
+            return Ok(false);
+        }
     }
+    Ok(true)
 }
 
 /// Whether `directory` holds what a server needs to start: `PG_VERSION` and `global/pg_control`, which a restore
@@ -299,6 +302,9 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         assert!(is_empty(data.path()).unwrap());
         assert!(is_empty(&data.path().join("missing")).unwrap());
+        let mounted = tempfile::tempdir().unwrap();
+        fs::create_dir(mounted.path().join("lost+found")).unwrap();
+        assert!(is_empty(mounted.path()).unwrap());
         assert!(!looks_finished(data.path()).unwrap());
         fs::write(data.path().join("PG_VERSION"), "17\n").unwrap();
         assert!(!is_empty(data.path()).unwrap());
