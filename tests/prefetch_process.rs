@@ -360,7 +360,7 @@ fn a_killed_ones_leftovers_are_not_trusted() {
     site.wait_until_ready(FIRST + 1);
     kill_process(pid, Signal::KILL).unwrap();
     wait_until("it is gone", SOON, || !is_alive(pid));
-    assert!(site.is_ready(FIRST + 1) && site.spool().join("socket").exists());
+    assert!(site.is_ready(FIRST + 1) && site.spool().join("stamp").exists());
     site.fetch_well(FIRST + 1);
     assert_eq!(site.gets(FIRST + 1), 2);
     wait_until("another one works", SOON, || site.pid() != pid && site.is_ready(FIRST + 2));
