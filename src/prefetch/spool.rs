@@ -20,7 +20,7 @@ use super::stamp::Stamp;
 use crate::formats::hex::hex;
 use crate::formats::wal_name::SegmentName;
 use crate::formats::wal_page::{LONG_HEADER_LEN, check_segment};
-use crate::fs::staged::StagedFile;
+use crate::fs::staged::{StagedFile, is_at};
 
 /// How long a new prefetcher waits for the one before it to end, and how often it looks.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -296,9 +296,7 @@ impl SpoolLock {
 
     /// Whether the lock's file is still where others look for it; when not, somebody has removed the spool.
     pub fn is_in_place(&self) -> bool {
-        let identity = |found: fs::Metadata| (found.dev(), found.ino());
-        let (Ok(held), Ok(found)) = (self.file.metadata(), fs::metadata(&self.path)) else { return false };
-        identity(held) == identity(found)
+        is_at(&self.file, &self.path)
     }
 }
 
