@@ -178,6 +178,16 @@ impl Spool {
         Ok(())
     }
 
+    /// Empties it where a prefetcher was killed or disowned and no other has come. Costs one look where there is none.
+    pub fn clean_up(&self) -> io::Result<()> {
+        if self.is_ours()
+            && let Some(_lock) = SpoolLock::try_acquire(self)?
+        {
+            self.empty()?;
+        }
+        Ok(())
+    }
+
     /// Cuts a log that has become too long.
     pub fn bound_log(&self) {
         let log = File::options().write(true).open(self.log());
@@ -414,6 +424,28 @@ mod tests {
         spool.leave_news("two");
         assert_eq!(spool.take_news().unwrap(), "one\ntwo\n");
         assert_eq!(spool.take_news(), None);
+    }
+
+    #[test]
+    fn only_what_nobody_works_with_is_cleaned_up() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let data = tempfile::tempdir().unwrap();
+        let nowhere = Spool::at(data.path().join("nowhere"));
+        nowhere.clean_up().unwrap();
+        assert!(!nowhere.directory().exists());
+        let spool = spool(data.path());
+        let segment = spool.segment("000000010000000000000001".parse().unwrap());
+        fs::write(&segment, "").unwrap();
+        let lock = SpoolLock::try_acquire(&spool).unwrap();
+        spool.clean_up().unwrap();
+        assert!(segment.exists(), "a prefetcher lives");
+        drop(lock);
+        fs::set_permissions(spool.directory(), fs::Permissions::from_mode(0o770)).unwrap();
+        spool.clean_up().unwrap();
+        assert!(segment.exists(), "somebody else's");
+        fs::set_permissions(spool.directory(), fs::Permissions::from_mode(0o700)).unwrap();
+        spool.clean_up().unwrap();
+        assert!(!segment.exists());
     }
 
     #[test]
