@@ -176,8 +176,8 @@ fn segments_of_1_gib_are_replayed() {
     standby.stop(Mode::Fast);
 }
 
-#[test]
-fn pg_rewind_gets_its_segments_and_starts_no_prefetcher() {
+/// A primary that went its own way after another was promoted, and is stopped now; and that other one.
+fn parted() -> (Source, PgCluster) {
     let mut source = Source::new(15);
     source.primary.configure("wal_log_hints = on");
     source.primary.configure("wal_keep_size = 0");
@@ -185,24 +185,34 @@ fn pg_rewind_gets_its_segments_and_starts_no_prefetcher() {
     source.primary.stop(Mode::Fast);
     source.primary.start();
     source.write(2);
-    let standby = source.standby();
-    standby.start();
-    source.wait_for_rows(&standby);
-    standby.promote();
-    standby.psql("insert into t values (-1, 'on the new primary'); checkpoint");
+    let mut promoted = source.standby();
+    promoted.configure("archive_mode = on");
+    promoted.configure(&source.archive.archive_command(Program::WalEve));
+    promoted.start();
+    source.wait_for_rows(&promoted);
+    promoted.promote();
+    promoted.psql("insert into t values (-1, 'on the new primary'); checkpoint");
     // the old primary goes its own way, until its log holds nothing from before they parted
     source.write(8);
     source.primary.psql("checkpoint");
     source.write(2);
     source.primary.psql("checkpoint");
     source.primary.stop(Mode::Fast);
+    (source, promoted)
+}
 
-    let old = source.primary.data_dir();
-    source.server().clear_requests();
-    let rewind = Tool::new(source.primary.bin().program("pg_rewind"), [("PGUSER", "postgres")]).timeout(LIMIT);
-    let server = format!("host={} port=5432 dbname=postgres", standby.socket_dir().display());
-    let target = format!("--target-pgdata={}", old.display());
+fn pg_rewind(target: &PgCluster, source: &PgCluster) {
+    let rewind = Tool::new(target.bin().program("pg_rewind"), [("PGUSER", "postgres")]).timeout(LIMIT);
+    let server = format!("host={} port=5432 dbname=postgres", source.socket_dir().display());
+    let target = format!("--target-pgdata={}", target.data_dir().display());
     rewind.run([&target, "-c", "--source-server", &server]).assert_success();
+}
+
+#[test]
+fn pg_rewind_gets_its_segments_and_starts_no_prefetcher() {
+    let (source, promoted) = parted();
+    source.server().clear_requests();
+    pg_rewind(&source.primary, &promoted);
     assert!(source.server().count(Operation::GetObject, "wal_005/") > 0, "it was to need the archive");
     // the directory itself has come along from the new primary's pg_wal
     let own_spool = spool(&source.primary);
@@ -212,4 +222,52 @@ fn pg_rewind_gets_its_segments_and_starts_no_prefetcher() {
         String::from_utf8_lossy(&arguments).contains(own_spool.to_str().unwrap())
     };
     assert!(!fs::read_dir("/proc").unwrap().flatten().any(prefetches_here));
+}
+
+/// Waits for a row that the new primary has written.
+fn wait_for_row(standby: &PgCluster, number: i32) {
+    standby.wait_until_sql(&format!("select count(*) = 1 from t where n = {number}"), LIMIT);
+}
+
+#[test]
+fn pg_rewind_minds_a_prefetcher_on_neither_side() {
+    let (mut source, promoted) = parted();
+    // the rewind's source is a standby whose prefetcher runs
+    let archived = promoted.switch_wal();
+    source.archive.wait_for_wal(&promoted, &archived);
+    let standby = source.standby();
+    standby.start();
+    wait_for_row(&standby, -1);
+    standby.psql("checkpoint");
+    standby.wait_until("its prefetcher runs", LIMIT, || {
+        spool(&standby).join("stamp").exists() && status(&source, &standby)["running"] == true
+    });
+    let pid = prefetcher(&source, &standby);
+
+    // and its target one where a prefetcher was killed
+    let target_spool = spool(&source.primary);
+    let place = target_spool.display().to_string();
+    let system_identifier = promoted.psql("select system_identifier from pg_control_system()");
+    let arguments = ["prefetch", "--spool", &place, "--position", &archived, "--segment-size", "1048576"];
+    let more = ["--system-identifier", &system_identifier, "--first-ask-seconds", "600", "--max-bytes", "1073741824"];
+    let mut killed = source.archive.wal_eve().spawn(arguments.iter().chain(&more));
+    let segment = target_spool.join(&archived);
+    wait_until("it has fetched a segment", LIMIT, || segment.exists());
+    killed.kill9();
+    assert_eq!(killed.wait().signal(), Some(9));
+    assert!(segment.exists() && target_spool.join("stamp").exists());
+
+    pg_rewind(&source.primary, &standby);
+    assert!(!segment.exists() && is_alive(pid));
+    // the source's spool has come along, and leads to nobody's prefetcher here
+    assert!(target_spool.join("stamp").exists());
+    source.primary.configure_connections();
+    source.primary.start();
+    wait_for_row(&source.primary, -1);
+    source.primary.wait_until("it has a prefetcher of its own", LIMIT, || {
+        promoted.switch_wal();
+        let own = status(&source, &source.primary);
+        own["pid"] != pid.as_raw_nonzero().get() && own["hits"].as_u64().unwrap() + own["misses"].as_u64().unwrap() > 0
+    });
+    assert!(is_alive(pid));
 }

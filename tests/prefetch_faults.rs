@@ -177,7 +177,7 @@ fn wait_for_prefetcher_in(spool: &Path, standby: &PgCluster, other: Option<Pid>)
     let mut found = None;
     standby.wait_until("a new prefetcher runs", LIMIT, || {
         found = match prefetchers(spool)[..] {
-            [one] if Some(one) != other && spool.join("socket").exists() => Some(one),
+            [one] if Some(one) != other && spool.join("stamp").exists() => Some(one),
             _ => None,
         };
         found.is_some()
@@ -261,7 +261,7 @@ fn what_a_killed_prefetcher_left_is_not_trusted() {
     wait_for_its_end(pid);
     let left = segments_in(&spool);
     assert!(left.len() >= 2, "{left:?}");
-    for name in ["stamp", "socket", "lock"] {
+    for name in ["stamp", "lock"] {
         assert!(spool.join(name).exists(), "{name}");
     }
     // what a power loss leaves: the right size, a good first page, zeros after it
@@ -318,7 +318,7 @@ fn a_prefetcher_that_hangs_does_not_hold_replay_up_for_long() {
     let other = prefetchers(&spool(&standby)).into_iter().find(|other| *other != pid).unwrap();
     drop(stopped);
     wait_for_its_end(pid);
-    assert!(is_alive(other) && spool(&standby).join("socket").exists());
+    assert!(is_alive(other) && spool(&standby).join("stamp").exists());
 }
 
 #[test]
@@ -620,7 +620,7 @@ fn a_deleted_spool_is_made_anew() {
         // the one before has noticed by then, and must not have cleaned up after itself here
         pid = wait_for_prefetcher(&standby, Some(deleted));
         wait_until("the one before has ended", LIMIT, || !is_alive(deleted));
-        assert!(spool(&standby).join("socket").exists() && spool(&standby).join("stamp").exists());
+        assert!(spool(&standby).join("stamp").exists());
     }
     to_come.release_all();
     site.wait_for_rows(&standby);

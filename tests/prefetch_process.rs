@@ -360,10 +360,37 @@ fn a_killed_ones_leftovers_are_not_trusted() {
     site.wait_until_ready(FIRST + 1);
     kill_process(pid, Signal::KILL).unwrap();
     wait_until("it is gone", SOON, || !is_alive(pid));
-    assert!(site.is_ready(FIRST + 1) && site.spool().join("socket").exists());
+    assert!(site.is_ready(FIRST + 1) && site.spool().join("stamp").exists());
     site.fetch_well(FIRST + 1);
     assert_eq!(site.gets(FIRST + 1), 2);
     wait_until("another one works", SOON, || site.pid() != pid && site.is_ready(FIRST + 2));
+}
+
+#[test]
+fn calls_that_need_no_prefetcher_remove_what_a_killed_one_left() {
+    let history = ["wal-fetch", "00000002.history", "pg_wal/RECOVERYHISTORY"];
+    let absent = segment_name(END + 1);
+    let absent = ["wal-fetch", &absent, "pg_wal/RECOVERYXLOG"];
+    let pushed = format!("pg_wal/{}", segment_name(END + 9));
+    let push = ["wal-push", &pushed];
+    for call in [&history[..], &absent, &push] {
+        let site = Site::new();
+        site.wal.add(END + 9);
+        let run = || site.wal_eve().run(call);
+        let pid = site.prefetcher();
+        run();
+        assert!(is_alive(pid) && site.spool().join("stamp").exists(), "{call:?} while a prefetcher works");
+        site.fetch_well(FIRST + 1);
+        site.wait_until_ready(FIRST + 2);
+        kill_process(pid, Signal::KILL).unwrap();
+        wait_until("it is gone", SOON, || !is_alive(pid));
+        run();
+        assert_eq!(names(&site.spool()), ["lock", "log", "status.json"], "after {call:?}");
+        // nor is anything made where there was no prefetcher
+        fs::remove_dir_all(site.wal.file(".wal-e/prefetch")).unwrap();
+        run();
+        assert!(!site.spool().exists());
+    }
 }
 
 #[test]

@@ -36,8 +36,22 @@ const FIRST_ASK_TIMEOUT_AFTER_RESTORE: Duration = Duration::from_secs(60 * 60);
 
 /// The cluster that a `wal-fetch` to `destination` works for, where that can be told.
 pub(super) fn system_identifier(destination: &Path) -> Option<u64> {
-    let directory = DataDirectory::of_wal_path(&std::env::current_dir().ok()?, destination).ok()?;
-    directory.system_identifier().ok()
+    data_directory(destination)?.system_identifier().ok()
+}
+
+/// The data directory that a `%p` lies in, where that can be told.
+fn data_directory(wal_path: &Path) -> Option<DataDirectory> {
+    DataDirectory::of_wal_path(&std::env::current_dir().ok()?, wal_path).ok()
+}
+
+/// Removes what a killed prefetcher has left for the server whose `%p` this is. For calls that start no prefetcher, which would
+/// do it: after them there may never be another one.
+pub(super) fn clean_up(wal_path: &Path, environment: &Environment) {
+    let Some(directory) = data_directory(wal_path) else { return };
+    let spool = spool(&directory, environment);
+    if let Err(failed) = spool.clean_up() {
+        tracing::warn!("could not empty the prefetch spool \"{}\": {failed}", spool.directory().display());
+    }
 }
 
 /// What `wal-fetch` asks the spool for.
@@ -59,7 +73,7 @@ pub(super) fn request(
     if args.prefetch == Some(0) || args.destination.file_name()? != "RECOVERYXLOG" {
         return None;
     }
-    let directory = DataDirectory::of_wal_path(&std::env::current_dir().ok()?, &args.destination).ok()?;
+    let directory = data_directory(&args.destination)?;
     let recovery = recovery_process(&directory)?;
     let control = directory.control_file().ok()?;
     let caller = Caller {

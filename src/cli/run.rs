@@ -131,6 +131,7 @@ fn parse_failure(refused: &clap::Error, args: &[OsString]) -> ExitStatus {
 }
 
 fn push(args: WalPushArgs, config: ArchiveConfig, environment: &Environment) -> Result {
+    prefetch::clean_up(&args.segment, environment);
     let options = WalPushOptions {
         file: args.segment,
         // WAL-E takes 0 for 1
@@ -159,6 +160,9 @@ fn fetch(
     caller: Caller,
 ) -> Result {
     let ahead = prefetch::request(&args, global, &config, environment);
+    if args.segment.ends_with(".history") {
+        prefetch::clean_up(&args.destination, environment);
+    }
     if let Some(ahead) = &ahead {
         let answer = ahead.caller.take(ahead.name, &args.destination);
         if let Some(news) = ahead.caller.news() {
@@ -183,7 +187,10 @@ fn fetch(
             }
             Ok(ExitStatus::DONE)
         }
-        Fetched::Absent => Ok(ExitStatus::ABSENT),
+        Fetched::Absent => {
+            prefetch::clean_up(&options.destination, environment);
+            Ok(ExitStatus::ABSENT)
+        }
     }
 }
 

@@ -1,14 +1,17 @@
 //! A `wal-fetch`'s side of prefetching: blocking, and without anything that takes time to start.
 
-use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::process::{Uid, geteuid};
+
 use super::message::{About, Ask, Reply};
-use super::spool::Spool;
-use super::stamp::Origin;
+use super::spool::{Spool, SpoolLock};
+use super::stamp::{Origin, Stamp};
 use crate::formats::wal_name::SegmentName;
 
 /// How long the prefetcher may stay silent: it speaks every second, so this one is stuck.
@@ -48,13 +51,8 @@ impl Caller {
     }
 
     fn try_take(&self, name: SegmentName, destination: &Path) -> io::Result<Answer> {
-        if !self.spool.is_ours() {
-            // not made yet, or made by somebody else, which whoever starts a prefetcher is told
-            return Ok(Answer::Direct(None));
-        }
-        // connected first: the stamp is then this prefetcher's or a later one's
-        let Some(mut line) = self.connect()? else { return Ok(Answer::Direct(None)) };
-        if !self.spool.stamp().is_some_and(|stamp| stamp.fits(&self.origin)) {
+        let Some((mut line, stamp)) = self.connect()? else { return Ok(Answer::Direct(None)) };
+        if !stamp.fits(&self.origin) {
             line.say(&self.ask(About::Retire))?;
             return Ok(Answer::Direct(None));
         }
@@ -96,46 +94,61 @@ impl Caller {
     /// Tells the prefetcher that the caller fetched `name` itself. False when there is none, or one that has to go: it should
     /// be started then.
     pub fn found(&self, name: SegmentName) -> bool {
-        self.spool.stamp().is_some_and(|stamp| stamp.fits(&self.origin)) && self.tell(About::Found(name))
+        self.tell(About::Found(name))
     }
 
     fn tell(&self, about: About) -> bool {
-        let told = self
-            .connect()
-            .and_then(|line| line.map_or(Ok(false), |mut line| line.say(&self.ask(about)).map(|()| true)));
-        told.unwrap_or(false)
+        match self.connect() {
+            Ok(Some((mut line, stamp))) => stamp.fits(&self.origin) && line.say(&self.ask(about)).is_ok(),
+            _ => false,
+        }
     }
 
     fn ask(&self, about: About) -> Ask {
         Ask { about, recovery: self.recovery, look_ahead: self.look_ahead }
     }
 
-    /// None when no prefetcher listens.
-    fn connect(&self) -> io::Result<Option<Line>> {
-        use io::ErrorKind as E;
-        let connected = self.spool.socket().and_then(|(directory, path)| {
-            let stream = UnixStream::connect(path)?;
-            Ok((stream, directory))
-        });
-        match connected {
-            Err(absent) if matches!(absent.kind(), E::NotFound | E::ConnectionRefused) => Ok(None),
-            Err(odd) => Err(odd),
-            Ok((stream, directory)) => Line::new(stream, directory).map(Some),
+    /// A line to the prefetcher and the stamp that led to it, so that what lies in the spool is this prefetcher's or a later
+    /// one's. None when there is none, or one that is out of reach.
+    fn connect(&self) -> io::Result<Option<(Line, Stamp)>> {
+        if !self.spool.is_ours() {
+            // not made yet, or made by somebody else, which whoever starts a prefetcher is told
+            return Ok(None);
+        }
+        let Some(stamp) = self.spool.stamp() else { return Ok(None) };
+        match Line::connect(&self.spool.socket_name(&stamp)?, geteuid()) {
+            Ok(line) => Ok(Some((line, stamp))),
+            Err(failed) => {
+                // in another network namespace, or of an earlier version: while it keeps the lock, no other can take its place
+                if SpoolLock::is_held(&self.spool) && self.spool.stamp() == Some(stamp) {
+                    self.spool.disown();
+                }
+                if failed.kind() == io::ErrorKind::ConnectionRefused { Ok(None) } else { Err(failed) }
+            }
         }
     }
 }
 
+#[derive(Debug)]
 struct Line {
     stream: BufReader<UnixStream>,
-    /// Whose path the connection was made through.
-    _directory: File,
 }
 
 impl Line {
-    fn new(stream: UnixStream, directory: File) -> io::Result<Self> {
-        stream.set_read_timeout(Some(SILENCE))?;
-        stream.set_write_timeout(Some(SILENCE))?;
-        Ok(Self { stream: BufReader::new(stream), _directory: directory })
+    /// Connects to a process of the user `owner`; whoever shares the network namespace can listen under any name.
+    fn connect(socket_name: &str, owner: Uid) -> io::Result<Self> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        // of which the first goes for connecting as well
+        set_socket_timeout(&socket, Timeout::Send, Some(SILENCE))?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(SILENCE))?;
+        connect(&socket, &SocketAddrUnix::new_abstract_name(socket_name.as_bytes())?)?;
+        if socket_peercred(&socket)?.uid != owner {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "another user listens at the prefetcher's socket",
+            ));
+        }
+        Ok(Self { stream: BufReader::new(socket.into()) })
     }
 
     fn say(&mut self, ask: &Ask) -> io::Result<()> {
@@ -152,5 +165,54 @@ impl Line {
             }
             Err(failed) => Err(failed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::net::SocketAddrExt as _;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+
+    use super::*;
+
+    const NAME: &str = "000000010000000000000007";
+
+    fn caller(data: &Path) -> Caller {
+        let spool = Spool::of(data, &data.join("pg_wal"), None);
+        spool.create().unwrap();
+        let origin = Origin { archive: "memory".into(), system_identifier: 7, configuration: [0; 32] };
+        Caller { spool, origin, recovery: std::process::id(), look_ahead: None }
+    }
+
+    /// Leaves what a prefetcher writes before it is of use.
+    fn stamp(caller: &Caller) -> Stamp {
+        let stamp = Stamp::new(&caller.origin);
+        caller.spool.write_stamp(&stamp).unwrap();
+        stamp
+    }
+
+    #[test]
+    fn a_prefetcher_out_of_reach_gives_way_to_another() {
+        let data = tempfile::tempdir().unwrap();
+        let caller = caller(data.path());
+        let take = || caller.take(NAME.parse().unwrap(), &data.path().join("RECOVERYXLOG"));
+        let lock = SpoolLock::try_acquire(&caller.spool).unwrap().unwrap();
+        assert_eq!(take(), Answer::Direct(None));
+        assert!(lock.is_in_place(), "one that is just starting");
+        stamp(&caller);
+        assert_eq!(take(), Answer::Direct(None));
+        assert!(!lock.is_in_place() && SpoolLock::try_acquire(&caller.spool).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_stranger_at_the_socket_is_not_talked_to() {
+        let data = tempfile::tempdir().unwrap();
+        let caller = caller(data.path());
+        let socket_name = caller.spool.socket_name(&stamp(&caller)).unwrap();
+        let _listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&socket_name).unwrap()).unwrap();
+        assert!(Line::connect(&socket_name, geteuid()).is_ok());
+        let stranger = Uid::from_raw(geteuid().as_raw() + 1);
+        let refused = Line::connect(&socket_name, stranger).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
     }
 }

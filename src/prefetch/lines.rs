@@ -1,4 +1,4 @@
-//! Callers' lines as they come in, and the answers to those that wait: the prefetcher's side of the spool's socket.
+//! Callers' lines as they come in, and the answers to those that wait: the prefetcher's side of its socket.
 
 use std::io::Write as _;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -31,8 +31,8 @@ impl Answering {
     }
 }
 
-/// Reads one line of everyone who connects.
-pub(super) fn listen(listener: UnixListener) -> mpsc::Receiver<(Ask, Answering)> {
+/// Reads one line of every process of the user `owner` that connects; whoever shares the network namespace could.
+pub(super) fn listen(listener: UnixListener, owner: u32) -> mpsc::Receiver<(Ask, Answering)> {
     let (sender, receiver) = mpsc::channel(LINES_WAITING);
     tokio::spawn(async move {
         loop {
@@ -40,6 +40,9 @@ pub(super) fn listen(listener: UnixListener) -> mpsc::Receiver<(Ask, Answering)>
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             };
+            if !stream.peer_cred().is_ok_and(|peer| peer.uid() == owner) {
+                continue;
+            }
             let sender = sender.clone();
             tokio::spawn(async move {
                 if let Ok(Some(ask)) = timeout(LINE_PATIENCE, read(stream)).await {
@@ -64,5 +67,34 @@ async fn read(stream: UnixStream) -> Option<(Ask, Answering)> {
 impl From<StdUnixStream> for Answering {
     fn from(stream: StdUnixStream) -> Self {
         Self(stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_owners_processes_are_heard() {
+        let directory = tempfile::tempdir().unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        for (owner, is_heard) in [(own, true), (own + 1, false)] {
+            let path = directory.path().join(owner.to_string());
+            let mut lines = listen(UnixListener::bind(&path).unwrap(), owner);
+            let asking = tokio::task::spawn_blocking(move || {
+                let mut stream = StdUnixStream::connect(path).unwrap();
+                // a stranger may be hung up on before it has said anything
+                let _ = stream.write_all(b"1 - retire\n");
+                let _ = stream.read(&mut [0]);
+            });
+            if is_heard {
+                assert!(lines.recv().await.is_some());
+            } else {
+                asking.await.unwrap();
+                assert!(lines.is_empty());
+            }
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What a `wal-fetch` and the prefetcher say to each other: a line each, through the spool's socket.
+//! What a `wal-fetch` and the prefetcher say to each other: a line each, through the prefetcher's socket.
 
 use std::fmt;
 use std::str::FromStr;

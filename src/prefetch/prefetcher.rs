@@ -145,9 +145,11 @@ pub async fn prefetch(store: Arc<dyn Store>, layout: Layout, options: PrefetchOp
     };
     let Some(lock) = lock else { return Ok(Ended::NotNeeded) };
     spool.empty()?;
-    spool.write_stamp(&Stamp::new(&options.origin))?;
-    let (_directory, path) = spool.socket()?;
-    let mut lines = listen(UnixListener::bind(path)?);
+    let stamp = Stamp::new(&options.origin);
+    let listener = UnixListener::bind(format!("\0{}", spool.socket_name(&stamp)?))?;
+    let mut lines = listen(listener, rustix::process::geteuid().as_raw());
+    // now that it can be found
+    spool.write_stamp(&stamp)?;
     if let Some(hint) = start::init_hint() {
         tracing::warn!("{hint}");
         spool.leave_news(&hint);
@@ -176,7 +178,7 @@ pub async fn prefetch(store: Arc<dyn Store>, layout: Layout, options: PrefetchOp
             }
             Some(Ok(finding)) = prefetcher.inquiries.join_next() => prefetcher.learned(finding),
             _ = tick.tick() => {
-                if !lock.is_in_place() || !spool.has_socket() {
+                if !lock.is_in_place() || spool.stamp().as_ref() != Some(&stamp) {
                     break Ended::SpoolGone;
                 }
                 if prefetcher.last_ask.elapsed() > prefetcher.idle_timeout {

@@ -1,18 +1,18 @@
 //! The directory where fetched segments wait for replay.
 //!
 //! It lies beside the WAL files, where WAL-E has its own (`spec/wal-e-format.md` §7.2), so that taking a segment is a
-//! rename; or wherever the user wants it. It may be deleted at any time.
+//! rename; or wherever the user wants it. It may be deleted at any time. Files are all that it holds: pg_rewind stops half way
+//! at a socket below `pg_wal`, on either side.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep};
 
@@ -20,7 +20,7 @@ use super::stamp::Stamp;
 use crate::formats::hex::hex;
 use crate::formats::wal_name::SegmentName;
 use crate::formats::wal_page::{LONG_HEADER_LEN, check_segment};
-use crate::fs::staged::StagedFile;
+use crate::fs::staged::{StagedFile, is_at};
 
 /// How long a new prefetcher waits for the one before it to end, and how often it looks.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -163,14 +163,27 @@ impl Spool {
     /// # Errors
     /// When something stays that a stamp must not vouch for.
     pub fn empty(&self) -> io::Result<()> {
+        let remove = |path| match fs::remove_file(path) {
+            Err(failed) if failed.kind() != io::ErrorKind::NotFound => Err(failed),
+            _ => Ok(()),
+        };
+        // first, so that no caller takes it for that of a prefetcher that holds the lock
+        remove(self.directory.join("stamp"))?;
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
             if is_passing(&entry.file_name()) {
-                match fs::remove_file(entry.path()) {
-                    Err(failed) if failed.kind() != io::ErrorKind::NotFound => return Err(failed),
-                    _ => {}
-                }
+                remove(entry.path())?;
             }
+        }
+        Ok(())
+    }
+
+    /// Empties it where a prefetcher was killed or disowned and no other has come. Costs one look where there is none.
+    pub fn clean_up(&self) -> io::Result<()> {
+        if self.is_ours()
+            && let Some(_lock) = SpoolLock::try_acquire(self)?
+        {
+            self.empty()?;
         }
         Ok(())
     }
@@ -191,24 +204,17 @@ impl Spool {
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
     }
 
-    /// A path to the prefetcher's socket that is short enough for one, however deep the spool lies. Good while the file is
-    /// kept open.
-    pub fn socket(&self) -> io::Result<(File, PathBuf)> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = File::from(rustix::fs::open(&self.directory, flags, Mode::empty())?);
-        let path = PathBuf::from(format!("/proc/self/fd/{}/socket", directory.as_raw_fd()));
-        Ok((directory, path))
+    /// The name, in Linux' abstract namespace, of the socket of the prefetcher that wrote `stamp` here. Nobody can guess it
+    /// beforehand, and a copy of this directory has another one.
+    pub fn socket_name(&self, stamp: &Stamp) -> io::Result<String> {
+        let found = fs::symlink_metadata(&self.directory)?;
+        Ok(format!("wal-eve-prefetch-{}-{:x}-{:x}", stamp.salt(), found.dev(), found.ino()))
     }
 
-    /// Whether callers can find the prefetcher's socket.
-    pub fn has_socket(&self) -> bool {
-        fs::symlink_metadata(self.directory.join("socket")).is_ok()
-    }
-
-    /// Takes the spool from a prefetcher that hangs: the next one finds neither its socket nor its lock, and begins anew;
-    /// the hanging one, if it ever goes on, notices and ends.
+    /// Takes the spool from a prefetcher that cannot be talked to: the next one finds neither its stamp nor its lock, and
+    /// begins anew; the first one, if it ever goes on, notices and ends.
     pub fn disown(&self) {
-        for name in ["socket", "lock"] {
+        for name in ["stamp", "lock"] {
             let _ = fs::remove_file(self.directory.join(name));
         }
     }
@@ -248,6 +254,7 @@ fn is_passing(name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return false };
     let half_written = name.starts_with('.') && name.contains(".wal-eve.");
     half_written
+        // earlier versions had their socket here
         || ["stamp", "socket", "news"].contains(&name)
         || name.starts_with("news.")
         || name.parse::<SegmentName>().is_ok()
@@ -299,15 +306,16 @@ impl SpoolLock {
 
     /// Whether the lock's file is still where others look for it; when not, somebody has removed the spool.
     pub fn is_in_place(&self) -> bool {
-        let identity = |found: fs::Metadata| (found.dev(), found.ino());
-        let (Ok(held), Ok(found)) = (self.file.metadata(), fs::metadata(&self.path)) else { return false };
-        identity(held) == identity(found)
+        is_at(&self.file, &self.path)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
+    use crate::prefetch::stamp::Origin;
 
     const SYSTEM_IDENTIFIER: u64 = 7_400_000_000_000_000_001;
 
@@ -396,6 +404,18 @@ mod tests {
     }
 
     #[test]
+    fn every_prefetcher_and_every_copy_of_a_spool_has_a_socket_of_its_own() {
+        let [data, copy] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [spool, copy] = [&data, &copy].map(|place| spool(place.path()));
+        let origin = Origin { archive: "s3://b/p/wal_005/".into(), system_identifier: 7, configuration: [1; 32] };
+        let [one, next] = [(); 2].map(|()| Stamp::new(&origin));
+        let name = |spool: &Spool, stamp| spool.socket_name(stamp).unwrap();
+        assert_eq!(name(&spool, &one), name(&spool, &one));
+        assert_ne!(name(&spool, &one), name(&spool, &next));
+        assert_ne!(name(&spool, &one), name(&copy, &one));
+    }
+
+    #[test]
     fn news_is_told_once() {
         let data = tempfile::tempdir().unwrap();
         let spool = spool(data.path());
@@ -407,6 +427,28 @@ mod tests {
     }
 
     #[test]
+    fn only_what_nobody_works_with_is_cleaned_up() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let data = tempfile::tempdir().unwrap();
+        let nowhere = Spool::at(data.path().join("nowhere"));
+        nowhere.clean_up().unwrap();
+        assert!(!nowhere.directory().exists());
+        let spool = spool(data.path());
+        let segment = spool.segment("000000010000000000000001".parse().unwrap());
+        fs::write(&segment, "").unwrap();
+        let lock = SpoolLock::try_acquire(&spool).unwrap();
+        spool.clean_up().unwrap();
+        assert!(segment.exists(), "a prefetcher lives");
+        drop(lock);
+        fs::set_permissions(spool.directory(), fs::Permissions::from_mode(0o770)).unwrap();
+        spool.clean_up().unwrap();
+        assert!(segment.exists(), "somebody else's");
+        fs::set_permissions(spool.directory(), fs::Permissions::from_mode(0o700)).unwrap();
+        spool.clean_up().unwrap();
+        assert!(!segment.exists());
+    }
+
+    #[test]
     fn emptying_leaves_what_tells_people_what_happened() {
         let data = tempfile::tempdir().unwrap();
         let spool = spool(data.path());
@@ -414,6 +456,7 @@ mod tests {
         for name in passing.iter().chain(&["log", "lock", "somebody's"]) {
             fs::write(spool.directory().join(name), "").unwrap();
         }
+        UnixListener::bind(spool.directory().join("socket")).unwrap();
         spool.empty().unwrap();
         let mut left: Vec<_> =
             fs::read_dir(spool.directory()).unwrap().map(|entry| entry.unwrap().file_name()).collect();

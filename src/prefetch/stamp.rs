@@ -30,7 +30,7 @@ pub struct Stamp {
     boot_id: String,
     archive: String,
     system_identifier: u64,
-    /// Makes the digest below useless for guessing credentials.
+    /// Makes the digest below useless for guessing credentials, and is part of the socket's name.
     salt: String,
     configuration: String,
 }
@@ -44,6 +44,11 @@ impl Stamp {
     /// Whether segments under this stamp are what a caller with `origin` would fetch itself.
     pub fn fits(&self, origin: &Origin) -> bool {
         *self == Self::salted(origin, self.salt.clone())
+    }
+
+    /// What no other stamp has.
+    pub(super) fn salt(&self) -> &str {
+        &self.salt
     }
 
     fn salted(origin: &Origin, salt: String) -> Self {

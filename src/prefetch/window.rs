@@ -82,12 +82,13 @@ impl Window {
         self.wanted().find(|name| !self.held.contains_key(name))
     }
 
-    /// What it covers, in need order.
+    /// What it covers, in need order. What is kept behind the position takes its share of the limit.
     fn wanted(&self) -> impl Iterator<Item = SegmentName> {
         let (size, end) = (self.size, self.end);
+        let behind = self.held.keys().filter(|name| **name < self.position && self.is_near(**name)).count();
         std::iter::successors(Some(self.position), move |name| name.next(size))
             .take_while(move |name| Some(*name) != end)
-            .take(self.look_ahead())
+            .take(self.look_ahead().min(self.limit.saturating_sub(behind)))
     }
 
     /// Replay needs `name` now, which it did not find in the spool.
@@ -319,6 +320,22 @@ mod tests {
         assert!(window.strays().is_empty());
         window.took(name(13));
         assert_eq!(window.strays(), [name(11)], "steady, so what is behind is not needed any more");
+    }
+
+    #[test]
+    fn it_never_holds_more_than_its_limit_wherever_replay_goes() {
+        for position in [0, 100, 109, 115, 117, 130] {
+            let mut window = Window::new(name(100), SIZE, 16);
+            window.set_limit(16);
+            let mut begun = begin_all(&mut window);
+            begun.drain(..).for_each(|name| window.arrived(name));
+            window.asked(name(position));
+            window.strays();
+            assert!(window.held(name(position)).is_some() || window.next() == Some(name(position)), "{position}");
+            begin_all(&mut window);
+            let (ready, fetching) = window.counts();
+            assert_eq!(ready + fetching, 16, "at {position}");
+        }
     }
 
     #[test]

@@ -195,7 +195,7 @@ fn wal_sizes(segment_mebibytes: u32) -> String {
 /// Waits until the prefetcher that `backup-fetch` has started for `cluster` can be asked: a server that is started before may
 /// have fetched its segments itself by then.
 pub fn wait_for_listener(cluster: &PgCluster) {
-    cluster.wait_until("the restore's prefetcher listens", LIMIT, || spool(cluster).join("socket").exists());
+    cluster.wait_until("the restore's prefetcher listens", LIMIT, || spool(cluster).join("stamp").exists());
 }
 
 /// Where segments wait for `cluster`.
