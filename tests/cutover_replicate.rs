@@ -65,6 +65,7 @@ impl Pair {
     fn with(publisher: u32, target: u32, publishing: impl FnOnce(PgOptions) -> PgOptions) -> Self {
         let options = PgCluster::options()
             .configure("log_statement = all")
+            .configure("log_min_duration_statement = 0")
             .configure("max_replication_slots = 40")
             .configure("max_wal_senders = 40");
         let publisher = publishing(options).init(publisher);
@@ -79,6 +80,8 @@ impl Pair {
             .configure("max_worker_processes = 50")
             .configure("max_replication_slots = 40")
             .configure("wal_retrieve_retry_interval = 500ms")
+            .configure("log_statement = all")
+            .configure("log_min_duration_statement = 0")
             .init(target);
         publisher.start();
         target.start();
@@ -166,6 +169,14 @@ impl Pair {
         self.publisher.psql(&format!("\\c {}\ncreate table writable (); drop table writable", self.database));
     }
 
+    /// Both servers log every statement with its parameters.
+    #[track_caller]
+    fn assert_no_password_logged(&self) {
+        for server in [&self.publisher, &self.target] {
+            assert!(!server.log().contains(PASSWORD), "{}", server.log());
+        }
+    }
+
     fn status(&self) -> Value {
         let output = self.run("status", &["--json"]).assert_success();
         serde_json::from_slice(&output.stdout).unwrap()
@@ -225,7 +236,7 @@ fn whole_way(major: u32) {
     let rights = "select rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolcanlogin, rolbypassrls, \
         has_table_privilege('wal_eve_replication', 'orders', 'insert') from pg_roles where rolname = 'wal_eve_replication'";
     assert_eq!(pair.on_publisher(rights), "f|f|f|t|t|t|f");
-    assert!(!pair.publisher.log().contains(PASSWORD));
+    pair.assert_no_password_logged();
     assert!(!fs::read_to_string(pair.journal()).unwrap().contains(PASSWORD));
 
     // what happens from now on arrives, also where rows are told apart by all columns
@@ -278,6 +289,7 @@ fn a_schema_that_is_there_is_filled_on_any_major() {
         assert_eq!(pair.on_target("select count(*) from t"), "1000");
         let status = pair.status();
         assert_eq!((&status["phase"], &status["total"]["ready"]), (&"following".into(), &1.into()), "{status:#}");
+        pair.assert_no_password_logged();
         // the worker that copied drops its slot after the table is ready
         wait_until("nothing is warned of", SOON, || pair.status()["warnings"].as_array().unwrap().is_empty());
     }
@@ -378,6 +390,7 @@ fn what_cannot_work_is_refused_before_anything_is_made() {
     // the subscription's own login fails: no slot is left behind
     pair.publisher.psql("create role wal_eve_replication password 'another'");
     pair.refused(&[], &["publisher", "password", "The slot was dropped again"]);
+    pair.assert_no_password_logged();
     assert_eq!((pair.subscriptions(), pair.slots()), ("0".into(), "0".into()));
     pair.publisher.psql(&format!("alter role wal_eve_replication password '{PASSWORD}'"));
     pair.run("replicate", &[]).assert_success();
