@@ -10,9 +10,9 @@ use std::fs;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::PgCluster;
 use support::cutover::{LIMIT, Migration, MigrationOptions};
 use support::postgres::wait_until;
+use support::{Mode, PgCluster};
 
 const INSERT: &str = "insert into t (text) values (md5(random()::text)) returning id::text";
 
@@ -168,7 +168,18 @@ fn without_a_way_back_there_is_none() {
     migration.cutover("finish").assert_success();
     let said = migration.cutover("finish --back").assert_code(1).stderr_text().to_owned();
     assert!(said.contains("left no way back"), "{said}");
+    // what could not be dropped at the time goes with an abort
+    migration.replica.psql_as("app", "create publication wal_eve_cutover for table t").assert_success();
+    migration.target().psql_as("app", "create publication wal_eve_cutover_back for table t").assert_success();
+    migration.replica.psql("\\c app\nselect pg_create_logical_replication_slot('wal_eve_cutover', 'pgoutput')");
+    migration.target().psql("\\c app\nselect pg_create_logical_replication_slot('wal_eve_cutover_back', 'pgoutput')");
+    let said = migration.cutover("abort").assert_success().stdout_text().to_owned();
+    assert!(said.contains("no subscription, slot or publication of it is left"), "{said}");
+    for server in [&migration.replica, migration.target()] {
+        assert_eq!(server.psql("\\c app\nselect count(*) from pg_publication"), "0");
+    }
     for (server, question) in [
+        (migration.target(), "select count(*) from pg_replication_slots"),
         (&migration.replica, "select count(*) from pg_replication_slots"),
         (&migration.replica, "select count(*) from pg_roles where rolname = 'wal_eve_replication'"),
         (migration.target(), "select count(*) from pg_subscription"),
@@ -288,6 +299,23 @@ fn a_way_back_outlives_an_abort_on_it_and_ends_in_a_writable_home() {
     assert_eq!(address(&migration), migration.replica.socket_dir().to_str().unwrap());
     assert!(migration.is_writable(&migration.replica));
     assert_eq!(migration.replica.psql_as("app", "select count(*) from t").stdout_text().trim(), "201");
+}
+
+#[test]
+fn a_way_back_to_a_server_that_is_gone_keeps_no_wal_after_an_abort() {
+    let migration = replicated(15, 18);
+    migration.cutover("finish --reverse").assert_success();
+    migration.replica.stop(Mode::Immediate);
+    let shown = migration.cutover("status").assert_code(2).stdout_text().to_owned();
+    for expected in ["back, from the target to the replica", "AWAY     replica", "\"wal_eve_cutover_back\""] {
+        assert!(shown.contains(expected), "{expected} is not in\n{shown}");
+    }
+    let said = migration.cutover("abort").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("the target keeps no more WAL back"), "{said}");
+    assert_eq!(migration.target().psql("select count(*) from pg_replication_slots"), "0");
+    migration.replica.start();
+    migration.cutover("abort").assert_success();
+    assert_eq!(migration.replica.psql("select count(*) from pg_subscription"), "0");
 }
 
 #[test]

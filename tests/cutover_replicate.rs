@@ -494,6 +494,27 @@ fn a_copy_that_cannot_end_is_noticed() {
 }
 
 #[test]
+fn an_abort_drops_all_slots_although_the_target_is_away() {
+    let mut pair = Pair::new(15, 18);
+    // the first copy fails and is not tried again
+    pair.target.configure("wal_retrieve_retry_interval = 1h");
+    pair.target.reload();
+    pair.on_publisher("create table t (id int primary key); insert into t values (1)");
+    pair.on_target("create table t (id int primary key check (id < 0)); alter table t owner to app_owner");
+    let no_copy = ["--set", "schema.copy=false"];
+    pair.run("replicate", &[&no_copy[..], &["--no-wait"]].concat()).assert_success();
+    let of_copies = "select count(*) from pg_replication_slots where slot_name ~ '^pg_[0-9]+_sync_'";
+    wait_until("a copy has made its slot", SOON, || pair.publisher.psql(of_copies) == "1");
+    pair.target.stop(Mode::Immediate);
+    let said = pair.run("abort", &no_copy).assert_code(1).stderr_text();
+    assert!(said.contains("the replica keeps no more WAL back"), "{said}");
+    assert_eq!(pair.publisher.psql("select count(*) from pg_replication_slots"), "0");
+    pair.target.start();
+    pair.run("abort", &no_copy).assert_success();
+    assert_eq!(pair.subscriptions(), "0");
+}
+
+#[test]
 fn killed_at_any_mark_it_goes_on() {
     let mut pair = Pair::new(15, 18);
     let marks = [

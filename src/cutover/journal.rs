@@ -59,6 +59,8 @@ pub enum Mark {
     Slot,
     /// The subscription was made here.
     Subscription,
+    /// Copies make slots on the publisher; holds what their names are like.
+    CopySlots,
     /// All tables are copied and followed.
     Copied,
     /// The schema's second part is on the target.

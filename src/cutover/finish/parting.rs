@@ -90,6 +90,11 @@ async fn drop_subscribers_side(cutover: &Cutover, link: &Link) -> Result<()> {
 pub async fn drop_publishers_side(cutover: &Cutover, link: &Link) -> Result<()> {
     let mut publisher = cutover.connect(link.publisher, Access::ReadWrite).await?;
     slot::drop(&mut publisher, link).await?;
+    if link.direction == Direction::Forward
+        && let Some(names) = cutover.journal.data::<String>(Mark::CopySlots)
+    {
+        slot::drop_copies(&mut publisher, &names).await?;
+    }
     // one that was there before the cutover is somebody else's
     if link.direction == Direction::Back || cutover.journal.has(Mark::Publication) {
         publication::drop(&mut publisher, link).await?;

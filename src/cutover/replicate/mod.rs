@@ -93,6 +93,7 @@ pub async fn replicate(cutover: &mut Cutover, options: &ReplicateOptions) -> Res
         copy_wait::check_slot(&mut publisher, &link).await?;
         subscription::create(&mut subscriber, &link, &connection, true).await?;
     }
+    remember_copy_slots(cutover, &link, &mut subscriber).await?;
     publisher.close().await;
     subscriber.close().await;
     finish_copy(cutover, options, &link, &tables).await
@@ -177,6 +178,18 @@ async fn subscribe(
     }
     let Err(failed) = subscription::create(subscriber, link, connection, true).await else { return Ok(()) };
     Err(take_slot_back(cutover, link, publisher, failed).await)
+}
+
+/// Writes down what the copies' slots are named like: without the target nobody could tell whose they are.
+async fn remember_copy_slots(cutover: &mut Cutover, link: &Link, subscriber: &mut Node) -> Result<()> {
+    if cutover.rehearsal.is_dry() {
+        return Ok(());
+    }
+    let Some(names) = subscription::copy_slots(subscriber, link).await? else { return Ok(()) };
+    if cutover.journal.data::<String>(Mark::CopySlots).as_ref() == Some(&names) {
+        return Ok(());
+    }
+    cutover.journal.record(Mark::CopySlots, "the slots of the tables' copies are known", names)
 }
 
 /// Drops the slot that this cutover made, once it is sure that no subscription uses it: it would keep WAL for nobody.

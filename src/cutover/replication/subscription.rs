@@ -156,6 +156,26 @@ pub async fn table_states(node: &mut Node, link: &Link) -> Result<Vec<TableState
     .await
 }
 
+/// How the slots are named on the publisher that the copies of the subscription of `link` use, as a regular expression; none
+/// before 14, where each of them ends with its session. A subscription that is dropped drops them itself while its server can
+/// reach the publisher; from then on nobody knows them.
+///
+/// # Errors
+///
+/// When the subscriber refuses or is gone, or has no such subscription.
+pub async fn copy_slots(node: &mut Node, link: &Link) -> Result<Option<String>> {
+    if node.major() < Major::new(14) {
+        return Ok(None);
+    }
+    // ReplicationSlotNameForTablesync of the server's tablesync.c
+    node.value(&format!(
+        "select format('^pg_%s_sync_[0-9]+_%s$', {}, system_identifier) from pg_control_system()",
+        oid(node.major(), link)
+    ))
+    .await
+    .map(Some)
+}
+
 /// The subscription's number for SQL; null when there is none.
 pub fn oid(major: Major, link: &Link) -> String {
     let name = literal(&link.subscription);
