@@ -157,9 +157,17 @@ async fn abort_replication(cutover: &mut Cutover, report: &mut AbortReport) -> R
     report.undone.push("The subscription, its slot and the publication are gone.".into());
     finish::tidy_publisher(cutover).await?;
     report.undone.push("The replication role, REPLICA IDENTITY FULL and the markers are gone.".into());
-    for mark in
-        [Mark::Subscription, Mark::Slot, Mark::Publication, Mark::CopySlots, Mark::Copied, Mark::ReplicateDone]
-    {
+    for mark in [
+        Mark::Subscription,
+        Mark::Slot,
+        Mark::Publication,
+        Mark::CopySlots,
+        Mark::Copied,
+        // the target keeps a record of its own, if it is still the same database
+        Mark::SchemaTables,
+        Mark::SchemaRest,
+        Mark::ReplicateDone,
+    ] {
         if cutover.journal.has(mark) {
             cutover.journal.undo(mark, "the replication was given up")?;
         }

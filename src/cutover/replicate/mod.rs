@@ -131,7 +131,7 @@ async fn prepare(
     marker::clear(subscriber).await?;
     let copies_schema = cutover.plan.schema.copy;
     if copies_schema && !cutover.journal.has(Mark::SchemaTables) {
-        copy_schema(cutover, publisher, Part::Tables).await?;
+        copy_schema(cutover, publisher, tables, Part::Tables).await?;
         cutover.journal.record(Mark::SchemaTables, "the tables are on the target, with their primary keys", ())?;
     }
     // in a dry run nothing of the schema is there yet
@@ -235,15 +235,11 @@ async fn finish_copy(
         copy_wait::wait(cutover, link, tables).await?;
         cutover.journal.record(Mark::Copied, format!("all {} tables are copied and followed", tables.len()), ())?;
     }
-    if cutover.plan.schema.copy {
-        if !cutover.journal.has(Mark::SchemaRest) {
-            let mut publisher = cutover.connect(link.publisher, Access::ReadOnly).await?;
-            copy_schema(cutover, &mut publisher, Part::Rest).await?;
-            let what = "secondary indexes, foreign keys and triggers are on the target";
-            cutover.journal.record(Mark::SchemaRest, what, ())?;
-        }
-        let mut subscriber = cutover.connect(link.subscriber, Access::ReadWrite).await?;
-        schema_copy::forget(&mut subscriber).await?;
+    if cutover.plan.schema.copy && !cutover.journal.has(Mark::SchemaRest) {
+        let mut publisher = cutover.connect(link.publisher, Access::ReadOnly).await?;
+        copy_schema(cutover, &mut publisher, tables, Part::Rest).await?;
+        let what = "secondary indexes, foreign keys and triggers are on the target";
+        cutover.journal.record(Mark::SchemaRest, what, ())?;
     }
     let began = cutover.journal.find(Mark::Subscription).map(|entry| entry.at);
     let took = began.map_or(Duration::ZERO, |began| (OffsetDateTime::now_utc() - began).unsigned_abs());
@@ -264,11 +260,11 @@ async fn ready(cutover: &Cutover, link: &Link) -> Result<usize> {
     Ok(states.iter().filter(|table| table.state == CopyState::Ready && table.schema != OWN_SCHEMA).count())
 }
 
-async fn copy_schema(cutover: &Cutover, publisher: &mut Node, part: Part) -> Result<()> {
+async fn copy_schema(cutover: &Cutover, publisher: &mut Node, tables: &[Table], part: Part) -> Result<()> {
     let connection = cutover.plan.replica()?;
     // pg_restore's script leaves its settings behind: it gets a session of its own
     let mut session = cutover.connect(Place::Target, Access::ReadWrite).await?;
-    schema_copy::copy(cutover, publisher, connection, &mut session, part).await?;
+    schema_copy::copy(cutover, publisher, connection, &mut session, tables, part).await?;
     session.close().await;
     Ok(())
 }
