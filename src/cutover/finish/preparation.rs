@@ -100,12 +100,14 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
     if !left_out.is_empty() {
         return Err(CutoverError::refused(format!("{} tables are not followed by the subscription", left_out.len()))
             .with_detail(format!("They were made after it, and their rows would be lost: {}.", left_out.join(", ")))
-            .with_hint(format!(
-                "Make them on the {} and run there: alter subscription {} refresh publication;{}",
-                link.subscriber,
-                identifier(&link.subscription),
-                if link.direction == Direction::Back { " add them to the publication first." } else { "" }
-            )));
+            .with_hint(match link.direction {
+                Direction::Forward => "Make them on the target, and run cutover replicate, which copies them.".to_owned(),
+                Direction::Back => format!(
+                    "Make them on the {}, add them to the publication, and run there: alter subscription {} refresh publication;",
+                    link.subscriber,
+                    identifier(&link.subscription)
+                ),
+            }));
     }
     // it says what is in the way before it sets anything, and these sessions set nothing
     carry_over(&mut publisher, &mut subscriber, cutover.plan.finish.sequence_margin).await?;

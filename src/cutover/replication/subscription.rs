@@ -98,6 +98,15 @@ pub async fn create(node: &mut Node, link: &Link, connection: &Conninfo, copy_da
     })
 }
 
+/// Lets the subscription of `link` copy and follow what is published and new to it.
+///
+/// # Errors
+///
+/// When the subscriber refuses or is gone, or cannot reach the publisher.
+pub async fn refresh(node: &mut Node, link: &Link) -> Result<()> {
+    node.change(&format!("alter subscription {} refresh publication", identifier(&link.subscription))).await
+}
+
 /// Drops the subscription of `link` from its subscriber, if it is there. Its slot stays on the publisher, which need not be
 /// reached: see [`crate::cutover::replication::slot::drop`].
 ///
