@@ -339,6 +339,32 @@ fn a_table_that_the_subscription_does_not_follow_is_not_left_behind() {
 }
 
 #[test]
+fn a_full_replica_identity_ends_with_the_cutover_on_both_sides() {
+    let schema = format!("{SCHEMA}; create table loose (n int)");
+    let migration = MigrationOptions::from(15).to(18).schema(&schema).make();
+    let full = |step: &str| migration.cutover(&format!("{step} --set replication.missing_identity=full"));
+    let servers = [&migration.replica, migration.target()];
+    let assert_identities = |expected: &str| {
+        let question = "select string_agg(relname || ' ' || relreplident::text, ', ' order by relname) \
+            from pg_class where relname in ('loose', 'late')";
+        for server in servers {
+            assert_eq!(server.psql_as("app", question).assert_success().stdout_text().trim(), expected);
+        }
+    };
+    migration.cutover("promote").assert_success();
+    full("replicate").assert_success();
+    assert_identities("loose f");
+    for server in servers {
+        server.psql_as("app", "create table late (n int)").assert_success();
+    }
+    full("replicate").assert_success();
+    full("finish --reverse").assert_success();
+    assert_identities("late f, loose f");
+    full("abort").assert_success();
+    assert_identities("late d, loose d");
+}
+
+#[test]
 fn all_steps_in_one_walk_stop_for_a_persons_word() {
     let migration = MigrationOptions::from(15).to(18).schema(SCHEMA).make();
     // nobody is there to give it

@@ -264,6 +264,12 @@ fn whole_way(major: u32) {
         text.contains("All tables are copied and followed") && text.contains("Lag") && text.contains("WAL kept"),
         "{text}"
     );
+
+    // an abort takes REPLICA IDENTITY FULL away wherever it came to
+    let identity = "select relreplident from pg_class where relname = 'no_identity'";
+    assert_eq!((pair.on_publisher(identity), pair.on_target(identity)), ("f".into(), "f".into()));
+    pair.run("abort", &full).assert_success();
+    assert_eq!((pair.on_publisher(identity), pair.on_target(identity)), ("d".into(), "d".into()));
 }
 
 #[test]

@@ -155,7 +155,7 @@ async fn abort_replication(cutover: &mut Cutover, report: &mut AbortReport) -> R
     let link = Link::new(&cutover.plan, Direction::Forward);
     take_away(cutover, &link).await?;
     report.undone.push("The subscription, its slot and the publication are gone.".into());
-    finish::tidy_publisher(cutover).await?;
+    finish::tidy_replication(cutover).await?;
     report.undone.push("The replication role, REPLICA IDENTITY FULL and the markers are gone.".into());
     for mark in [
         Mark::Subscription,

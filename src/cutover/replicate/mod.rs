@@ -176,6 +176,7 @@ async fn prepare(
     marker::clear(subscriber).await?;
     let copies_schema = cutover.plan.schema.copy;
     if copies_schema && !cutover.journal.has(Mark::SchemaTables) {
+        identity::goes_along(cutover)?;
         copy_schema(cutover, publisher, tables, Part::Tables).await?;
         cutover.journal.record(Mark::SchemaTables, "the tables are on the target, with their primary keys", ())?;
     }
