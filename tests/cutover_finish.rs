@@ -217,6 +217,14 @@ fn a_dry_run_shows_everything_and_changes_nothing() {
 #[test]
 fn a_publisher_may_stay_read_only() {
     let migration = replicated(15, 18);
+    // unless the way back could not write there
+    let trigger = "create function f() returns trigger language plpgsql as 'begin return new; end'; \
+        create trigger audit after insert on t for each row execute function f(); alter table t enable always trigger audit";
+    migration.replica.psql_as("app", trigger).assert_success();
+    let said = migration.cutover("finish --reverse --set finish.leave_publisher_read_only=true").assert_code(1);
+    let said = said.stderr_text();
+    assert!(said.contains("audit of public.t") && said.contains("finish.leave_publisher_read_only = false"), "{said}");
+    assert_eq!(migration.hooks(), Vec::<String>::new());
     migration.cutover("finish --set finish.leave_publisher_read_only=true").assert_success();
     assert!(!migration.is_writable(&migration.replica));
     assert!(migration.is_writable(migration.target()));

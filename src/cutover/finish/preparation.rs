@@ -20,7 +20,7 @@ use crate::cutover::quantity::{bytes_text, time_text};
 use crate::cutover::replication::link::{Direction, Link};
 use crate::cutover::replication::subscription::{self, CopyState};
 use crate::cutover::sequences::carry_over;
-use crate::cutover::tables::Table;
+use crate::cutover::tables::{Table, USER_SCHEMAS};
 use crate::pg::quote::{identifier, literal};
 use crate::pg::session::Access;
 
@@ -59,6 +59,9 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
             .with_hint("Wait until cutover status shows all of them ready."));
     }
     if reverse {
+        if cutover.plan.finish.leave_publisher_read_only {
+            refuse_triggers(&mut publisher).await?;
+        }
         Link::new(&cutover.plan, opposite(link.direction)).connection(&cutover.plan)?;
         let level = subscriber.setting("wal_level").await?.unwrap_or_default();
         if level != "logical" {
@@ -114,6 +117,26 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
     publisher.close().await;
     subscriber.close().await;
     Ok(carried)
+}
+
+/// Left read-only, the publisher cannot take rows of the way back whose triggers write: its apply worker is bound by the fence.
+async fn refuse_triggers(publisher: &mut Node) -> Result<()> {
+    let triggers: Option<String> = publisher
+        .value(&format!(
+            "select string_agg(format('%s of %s', t.tgname, t.tgrelid::regclass), ', ' order by t.tgname) \
+             from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace \
+             where t.tgenabled in ('A', 'R') and not t.tgisinternal and {USER_SCHEMAS}"
+        ))
+        .await?;
+    let Some(triggers) = triggers else { return Ok(()) };
+    let place = publisher.place();
+    Err(CutoverError::refused(format!(
+        "the {place} is to stay read-only, and has triggers that run for replicated rows"
+    ))
+    .with_detail(format!("They are {triggers}. The first one that writes would stop the way back."))
+    .with_hint(format!(
+        "Set finish.leave_publisher_read_only = false, disable them on the {place}, or finish without --reverse."
+    )))
 }
 
 /// What takes long, while the application works: done once for each move.
