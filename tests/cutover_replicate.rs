@@ -573,7 +573,8 @@ fn killed_at_any_mark_it_goes_on() {
         let mut running = pair.wal_eve().spawn(pair.arguments("replicate", &full));
         wait_until(mark, SOON, || pair.marks().iter().any(|known| known == mark) || !running.is_running());
         running.kill9();
-        assert!(pair.marks().iter().any(|known| known == mark), "{mark}: {}", running.wait().stderr_text());
+        let killed = running.wait();
+        assert!(pair.marks().iter().any(|known| known == mark), "{mark}: {}", killed.stderr_text());
         pair.run("replicate", &full).assert_success();
         pair.assert_same_content();
         assert_eq!((pair.subscriptions(), pair.slots()), ("1".into(), "1".into()), "{mark}");
@@ -591,6 +592,7 @@ fn killed_at_any_time_it_goes_on() {
         let mut running = pair.wal_eve().spawn(pair.arguments("replicate", &[]));
         std::thread::sleep(Duration::from_millis(delay));
         running.kill9();
+        running.wait();
         pair.run("replicate", &[]).assert_success();
         pair.assert_same_content();
         assert_eq!((pair.subscriptions(), pair.slots()), ("1".into(), "1".into()), "{delay}");
