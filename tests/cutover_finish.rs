@@ -10,9 +10,9 @@ use std::fs;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::PgCluster;
 use support::cutover::{LIMIT, Migration, MigrationOptions};
 use support::postgres::wait_until;
+use support::{Mode, PgCluster};
 
 const INSERT: &str = "insert into t (text) values (md5(random()::text)) returning id::text";
 
@@ -168,7 +168,18 @@ fn without_a_way_back_there_is_none() {
     migration.cutover("finish").assert_success();
     let said = migration.cutover("finish --back").assert_code(1).stderr_text().to_owned();
     assert!(said.contains("left no way back"), "{said}");
+    // what could not be dropped at the time goes with an abort
+    migration.replica.psql_as("app", "create publication wal_eve_cutover for table t").assert_success();
+    migration.target().psql_as("app", "create publication wal_eve_cutover_back for table t").assert_success();
+    migration.replica.psql("\\c app\nselect pg_create_logical_replication_slot('wal_eve_cutover', 'pgoutput')");
+    migration.target().psql("\\c app\nselect pg_create_logical_replication_slot('wal_eve_cutover_back', 'pgoutput')");
+    let said = migration.cutover("abort").assert_success().stdout_text().to_owned();
+    assert!(said.contains("no subscription, slot or publication of it is left"), "{said}");
+    for server in [&migration.replica, migration.target()] {
+        assert_eq!(server.psql("\\c app\nselect count(*) from pg_publication"), "0");
+    }
     for (server, question) in [
+        (migration.target(), "select count(*) from pg_replication_slots"),
         (&migration.replica, "select count(*) from pg_replication_slots"),
         (&migration.replica, "select count(*) from pg_roles where rolname = 'wal_eve_replication'"),
         (migration.target(), "select count(*) from pg_subscription"),
@@ -206,6 +217,14 @@ fn a_dry_run_shows_everything_and_changes_nothing() {
 #[test]
 fn a_publisher_may_stay_read_only() {
     let migration = replicated(15, 18);
+    // unless the way back could not write there
+    let trigger = "create function f() returns trigger language plpgsql as 'begin return new; end'; \
+        create trigger audit after insert on t for each row execute function f(); alter table t enable always trigger audit";
+    migration.replica.psql_as("app", trigger).assert_success();
+    let said = migration.cutover("finish --reverse --set finish.leave_publisher_read_only=true").assert_code(1);
+    let said = said.stderr_text();
+    assert!(said.contains("audit of public.t") && said.contains("finish.leave_publisher_read_only = false"), "{said}");
+    assert_eq!(migration.hooks(), Vec::<String>::new());
     migration.cutover("finish --set finish.leave_publisher_read_only=true").assert_success();
     assert!(!migration.is_writable(&migration.replica));
     assert!(migration.is_writable(migration.target()));
@@ -291,14 +310,66 @@ fn a_way_back_outlives_an_abort_on_it_and_ends_in_a_writable_home() {
 }
 
 #[test]
+fn a_way_back_to_a_server_that_is_gone_keeps_no_wal_after_an_abort() {
+    let migration = replicated(15, 18);
+    migration.cutover("finish --reverse").assert_success();
+    migration.replica.stop(Mode::Immediate);
+    let shown = migration.cutover("status").assert_code(2).stdout_text().to_owned();
+    for expected in ["back, from the target to the replica", "AWAY     replica", "\"wal_eve_cutover_back\""] {
+        assert!(shown.contains(expected), "{expected} is not in\n{shown}");
+    }
+    let said = migration.cutover("abort").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("the target keeps no more WAL back"), "{said}");
+    assert_eq!(migration.target().psql("select count(*) from pg_replication_slots"), "0");
+    migration.replica.start();
+    migration.cutover("abort").assert_success();
+    assert_eq!(migration.replica.psql("select count(*) from pg_subscription"), "0");
+}
+
+#[test]
 fn a_table_that_the_subscription_does_not_follow_is_not_left_behind() {
     let migration = replicated(15, 18);
     for server in [&migration.replica, migration.target()] {
-        server.psql_as("app", "create table late (id int primary key); insert into late values (1)").assert_success();
+        server.psql_as("app", "create table late (id int primary key)").assert_success();
     }
+    migration.replica.psql_as("app", "insert into late values (1)").assert_success();
     let said = migration.cutover("finish").assert_code(1).stderr_text().to_owned();
-    assert!(said.contains("public.late") && said.contains("refresh publication"), "{said}");
+    assert!(said.contains("public.late") && said.contains("cutover replicate"), "{said}");
     assert_undone(&migration);
+    migration.cutover("replicate").assert_success();
+    migration.replica.psql_as("app", "insert into late values (2)").assert_success();
+    migration.cutover("finish").assert_success();
+    assert_eq!(migration.target().psql_as("app", "select count(*) from late").stdout_text().trim(), "2");
+    // once the application has moved, replicate leaves all as it is
+    let before = migration.journal();
+    migration.cutover("replicate").assert_success();
+    assert_eq!(migration.journal(), before);
+}
+
+#[test]
+fn a_full_replica_identity_ends_with_the_cutover_on_both_sides() {
+    let schema = format!("{SCHEMA}; create table loose (n int)");
+    let migration = MigrationOptions::from(15).to(18).schema(&schema).make();
+    let full = |step: &str| migration.cutover(&format!("{step} --set replication.missing_identity=full"));
+    let servers = [&migration.replica, migration.target()];
+    let assert_identities = |expected: &str| {
+        let question = "select string_agg(relname || ' ' || relreplident::text, ', ' order by relname) \
+            from pg_class where relname in ('loose', 'late')";
+        for server in servers {
+            assert_eq!(server.psql_as("app", question).assert_success().stdout_text().trim(), expected);
+        }
+    };
+    migration.cutover("promote").assert_success();
+    full("replicate").assert_success();
+    assert_identities("loose f");
+    for server in servers {
+        server.psql_as("app", "create table late (n int)").assert_success();
+    }
+    full("replicate").assert_success();
+    full("finish --reverse").assert_success();
+    assert_identities("late f, loose f");
+    full("abort").assert_success();
+    assert_identities("late d, loose d");
 }
 
 #[test]

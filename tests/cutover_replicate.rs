@@ -65,6 +65,7 @@ impl Pair {
     fn with(publisher: u32, target: u32, publishing: impl FnOnce(PgOptions) -> PgOptions) -> Self {
         let options = PgCluster::options()
             .configure("log_statement = all")
+            .configure("log_min_duration_statement = 0")
             .configure("max_replication_slots = 40")
             .configure("max_wal_senders = 40");
         let publisher = publishing(options).init(publisher);
@@ -79,6 +80,8 @@ impl Pair {
             .configure("max_worker_processes = 50")
             .configure("max_replication_slots = 40")
             .configure("wal_retrieve_retry_interval = 500ms")
+            .configure("log_statement = all")
+            .configure("log_min_duration_statement = 0")
             .init(target);
         publisher.start();
         target.start();
@@ -166,6 +169,14 @@ impl Pair {
         self.publisher.psql(&format!("\\c {}\ncreate table writable (); drop table writable", self.database));
     }
 
+    /// Both servers log every statement with its parameters.
+    #[track_caller]
+    fn assert_no_password_logged(&self) {
+        for server in [&self.publisher, &self.target] {
+            assert!(!server.log().contains(PASSWORD), "{}", server.log());
+        }
+    }
+
     fn status(&self) -> Value {
         let output = self.run("status", &["--json"]).assert_success();
         serde_json::from_slice(&output.stdout).unwrap()
@@ -217,15 +228,14 @@ fn whole_way(major: u32) {
     let objects = "select (select count(*) from pg_indexes where indexname = 'orders_at'), \
         (select count(*) from pg_constraint where contype = 'f' and convalidated), \
         (select count(*) from pg_trigger where tgname = 'touch'), (select count(*) from pg_policies), \
-        (select bool_and(i.indisvalid) from pg_index i), (select count(*) from pg_matviews), \
-        (select count(*) from pg_class where relname = 'schema_copy')";
-    assert_eq!(pair.on_target(objects), "1|1|1|1|t|1|0");
+        (select bool_and(i.indisvalid) from pg_index i), (select count(*) from pg_matviews)";
+    assert_eq!(pair.on_target(objects), "1|1|1|1|t|1");
 
     // least rights, and the password in no log
     let rights = "select rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolcanlogin, rolbypassrls, \
         has_table_privilege('wal_eve_replication', 'orders', 'insert') from pg_roles where rolname = 'wal_eve_replication'";
     assert_eq!(pair.on_publisher(rights), "f|f|f|t|t|t|f");
-    assert!(!pair.publisher.log().contains(PASSWORD));
+    pair.assert_no_password_logged();
     assert!(!fs::read_to_string(pair.journal()).unwrap().contains(PASSWORD));
 
     // what happens from now on arrives, also where rows are told apart by all columns
@@ -254,6 +264,12 @@ fn whole_way(major: u32) {
         text.contains("All tables are copied and followed") && text.contains("Lag") && text.contains("WAL kept"),
         "{text}"
     );
+
+    // an abort takes REPLICA IDENTITY FULL away wherever it came to
+    let identity = "select relreplident from pg_class where relname = 'no_identity'";
+    assert_eq!((pair.on_publisher(identity), pair.on_target(identity)), ("f".into(), "f".into()));
+    pair.run("abort", &full).assert_success();
+    assert_eq!((pair.on_publisher(identity), pair.on_target(identity)), ("d".into(), "d".into()));
 }
 
 #[test]
@@ -278,6 +294,7 @@ fn a_schema_that_is_there_is_filled_on_any_major() {
         assert_eq!(pair.on_target("select count(*) from t"), "1000");
         let status = pair.status();
         assert_eq!((&status["phase"], &status["total"]["ready"]), (&"following".into(), &1.into()), "{status:#}");
+        pair.assert_no_password_logged();
         // the worker that copied drops its slot after the table is ready
         wait_until("nothing is warned of", SOON, || pair.status()["warnings"].as_array().unwrap().is_empty());
     }
@@ -378,6 +395,7 @@ fn what_cannot_work_is_refused_before_anything_is_made() {
     // the subscription's own login fails: no slot is left behind
     pair.publisher.psql("create role wal_eve_replication password 'another'");
     pair.refused(&[], &["publisher", "password", "The slot was dropped again"]);
+    pair.assert_no_password_logged();
     assert_eq!((pair.subscriptions(), pair.slots()), ("0".into(), "0".into()));
     pair.publisher.psql(&format!("alter role wal_eve_replication password '{PASSWORD}'"));
     pair.run("replicate", &[]).assert_success();
@@ -481,6 +499,51 @@ fn a_copy_that_cannot_end_is_noticed() {
 }
 
 #[test]
+fn a_schema_is_copied_anew_where_it_is_gone_since_an_abort() {
+    let pair = Pair::new(15, 18);
+    pair.on_publisher(
+        "create table t (id int primary key, v int); create index t_v on t (v); insert into t values (1)",
+    );
+    let indexes = "select (select count(*) from t), (select count(*) from pg_indexes where tablename = 't')";
+    for gone in ["truncate t", "drop table t", "\\c postgres\ndrop database app;\ncreate database app owner app_owner"]
+    {
+        pair.run("replicate", &[]).assert_success();
+        assert_eq!(pair.on_target(indexes), "1|2", "before {gone}");
+        pair.run("abort", &[]).assert_success();
+        pair.on_target(gone);
+    }
+    pair.run("replicate", &[]).assert_success();
+    assert_eq!(pair.on_target(indexes), "1|2");
+
+    // made by hand in a database of its own, it is nothing that this cutover has copied
+    pair.run("abort", &[]).assert_success();
+    pair.on_target("\\c postgres\ndrop database app;\ncreate database app owner app_owner");
+    pair.on_target("create table t (id int primary key, v int)");
+    pair.refused(&[], &["TABLE public.t", "already exists", "schema.copy = false"]);
+}
+
+#[test]
+fn an_abort_drops_all_slots_although_the_target_is_away() {
+    let mut pair = Pair::new(15, 18);
+    // the first copy fails and is not tried again
+    pair.target.configure("wal_retrieve_retry_interval = 1h");
+    pair.target.reload();
+    pair.on_publisher("create table t (id int primary key); insert into t values (1)");
+    pair.on_target("create table t (id int primary key check (id < 0)); alter table t owner to app_owner");
+    let no_copy = ["--set", "schema.copy=false"];
+    pair.run("replicate", &[&no_copy[..], &["--no-wait"]].concat()).assert_success();
+    let of_copies = "select count(*) from pg_replication_slots where slot_name ~ '^pg_[0-9]+_sync_'";
+    wait_until("a copy has made its slot", SOON, || pair.publisher.psql(of_copies) == "1");
+    pair.target.stop(Mode::Immediate);
+    let said = pair.run("abort", &no_copy).assert_code(1).stderr_text();
+    assert!(said.contains("the replica keeps no more WAL back"), "{said}");
+    assert_eq!(pair.publisher.psql("select count(*) from pg_replication_slots"), "0");
+    pair.target.start();
+    pair.run("abort", &no_copy).assert_success();
+    assert_eq!(pair.subscriptions(), "0");
+}
+
+#[test]
 fn killed_at_any_mark_it_goes_on() {
     let mut pair = Pair::new(15, 18);
     let marks = [
@@ -510,12 +573,12 @@ fn killed_at_any_mark_it_goes_on() {
         let mut running = pair.wal_eve().spawn(pair.arguments("replicate", &full));
         wait_until(mark, SOON, || pair.marks().iter().any(|known| known == mark) || !running.is_running());
         running.kill9();
-        assert!(pair.marks().iter().any(|known| known == mark), "{mark}: {}", running.wait().stderr_text());
+        let killed = running.wait();
+        assert!(pair.marks().iter().any(|known| known == mark), "{mark}: {}", killed.stderr_text());
         pair.run("replicate", &full).assert_success();
         pair.assert_same_content();
         assert_eq!((pair.subscriptions(), pair.slots()), ("1".into(), "1".into()), "{mark}");
         assert_eq!(pair.on_target("select count(*) from pg_indexes where indexname = 'orders_at'"), "1", "{mark}");
-        assert_eq!(pair.on_target("select count(*) from pg_class where relname = 'schema_copy'"), "0", "{mark}");
         assert_eq!(pair.on_publisher("select relreplident from pg_class where relname = 'no_identity'"), "f", "{mark}");
     }
 }
@@ -529,11 +592,11 @@ fn killed_at_any_time_it_goes_on() {
         let mut running = pair.wal_eve().spawn(pair.arguments("replicate", &[]));
         std::thread::sleep(Duration::from_millis(delay));
         running.kill9();
+        running.wait();
         pair.run("replicate", &[]).assert_success();
         pair.assert_same_content();
         assert_eq!((pair.subscriptions(), pair.slots()), ("1".into(), "1".into()), "{delay}");
         assert_eq!(pair.on_target("select count(*) from pg_indexes where indexname = 'orders_at'"), "1", "{delay}");
-        assert_eq!(pair.on_target("select count(*) from pg_class where relname = 'schema_copy'"), "0", "{delay}");
     }
 }
 

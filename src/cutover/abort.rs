@@ -127,8 +127,12 @@ async fn abort_finish(cutover: &mut Cutover, report: &mut AbortReport) -> Result
 
 async fn give_up_the_way_back(cutover: &mut Cutover, done: &FinishReport, report: &mut AbortReport) -> Result<()> {
     if !done.is_reversible {
+        // the move may have left behind what it could not drop at the time
+        let forward = take_away(cutover, &Link::new(&cutover.plan, Direction::Forward)).await;
+        let back = take_away(cutover, &Link::new(&cutover.plan, Direction::Back)).await;
+        forward.and(back)?;
         finish::tidy(cutover).await?;
-        report.left.push("The cutover is over; there is nothing under way to undo.".into());
+        report.left.push("The cutover is over, and no subscription, slot or publication of it is left.".into());
         return Ok(());
     }
     let back = match done.direction {
@@ -136,7 +140,7 @@ async fn give_up_the_way_back(cutover: &mut Cutover, done: &FinishReport, report
         Direction::Back => Direction::Forward,
     };
     let link = Link::new(&cutover.plan, back);
-    drop_link(cutover, &link).await?;
+    take_away(cutover, &link).await?;
     let over = FinishReport { is_reversible: false, ..done.clone() };
     cutover.journal.record(Mark::FinishDone, "the way back is given up", over)?;
     finish::tidy(cutover).await?;
@@ -149,24 +153,34 @@ async fn give_up_the_way_back(cutover: &mut Cutover, done: &FinishReport, report
 
 async fn abort_replication(cutover: &mut Cutover, report: &mut AbortReport) -> Result<()> {
     let link = Link::new(&cutover.plan, Direction::Forward);
-    if let Err(failed) = drop_link(cutover, &link).await {
-        // what fills the publisher's disk has to go even when the subscriber is away
-        drop_publishers_side(cutover, &link).await?;
-        return Err(failed
-            .with_detail(format!(
-                "The slot and the publication are gone: the {} keeps no more WAL back.",
-                link.publisher
-            ))
-            .with_hint("Run cutover abort again for the rest."));
-    }
+    take_away(cutover, &link).await?;
     report.undone.push("The subscription, its slot and the publication are gone.".into());
-    finish::tidy_publisher(cutover).await?;
+    finish::tidy_replication(cutover).await?;
     report.undone.push("The replication role, REPLICA IDENTITY FULL and the markers are gone.".into());
-    for mark in [Mark::Subscription, Mark::Slot, Mark::Publication, Mark::Copied, Mark::ReplicateDone] {
+    for mark in [
+        Mark::Subscription,
+        Mark::Slot,
+        Mark::Publication,
+        Mark::CopySlots,
+        Mark::Copied,
+        // the target keeps a record of its own, if it is still the same database
+        Mark::SchemaTables,
+        Mark::SchemaRest,
+        Mark::ReplicateDone,
+    ] {
         if cutover.journal.has(mark) {
             cutover.journal.undo(mark, "the replication was given up")?;
         }
     }
     report.left.push("The application stays where it is. The target keeps what was copied: empty its tables before the next cutover replicate.".into());
     Ok(())
+}
+
+/// Takes a link away. What fills the publisher's disk has to go even when the subscriber is away.
+async fn take_away(cutover: &Cutover, link: &Link) -> Result<()> {
+    let Err(failed) = drop_link(cutover, link).await else { return Ok(()) };
+    drop_publishers_side(cutover, link).await?;
+    Err(failed
+        .with_detail(format!("The slots and the publication are gone: the {} keeps no more WAL back.", link.publisher))
+        .with_hint("Run cutover abort again for the rest."))
 }

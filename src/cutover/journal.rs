@@ -47,8 +47,10 @@ pub enum Mark {
     Forked,
     /// The first move is over; holds the downtime.
     PromoteDone,
-    /// Tables that got REPLICA IDENTITY FULL; holds them.
+    /// Tables of the replica that got REPLICA IDENTITY FULL; holds them.
     ReplicaIdentity,
+    /// Tables of the target that got it, with their schema or for the way back; holds them.
+    TargetIdentity,
     /// The replication role was made here.
     ReplicationRole,
     /// The schema's first part is on the target.
@@ -59,6 +61,8 @@ pub enum Mark {
     Slot,
     /// The subscription was made here.
     Subscription,
+    /// Copies make slots on the publisher; holds what their names are like.
+    CopySlots,
     /// All tables are copied and followed.
     Copied,
     /// The schema's second part is on the target.

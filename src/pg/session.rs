@@ -169,32 +169,44 @@ impl Session {
     }
 
     /// Runs one statement in which [`SECRET`] stands for a text constant that must not come into the server's log: it goes over
-    /// as a parameter, and the statement is put together and run on the server, where an error does not repeat it.
+    /// as COPY's data, which no setting logs, and the statement is put together and run on the server, where an error does not
+    /// repeat it.
     ///
     /// # Errors
     ///
     /// As [`Self::rows`].
     pub async fn execute_with_secret(&mut self, statement: &str, secret: &str) -> Result<()> {
-        let keep = "select set_config('wal_eve.secret', $1, false)";
-        let keeping = sqlx::query(keep).bind(secret).execute(&mut self.connection);
-        match tokio::time::timeout(self.timeout.saturating_add(TIMEOUT_SLACK), keeping).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(e)) => return Err(self.failed("a statement", e)),
-            Err(_) => return Err(no_answer()),
-        }
+        self.execute("create temp table wal_eve_secret (secret text)").await?;
+        self.copy_in("copy pg_temp.wal_eve_secret from stdin", secret).await?;
         let done = self
             .execute(&format!(
-                "do $wal_eve$ declare said text; hinted text; begin \
-                 execute replace($statement${statement}$statement$, {}, quote_literal(current_setting('wal_eve.secret'))); \
-                 exception when others then \
+                "do $wal_eve$ declare known text; said text; hinted text; begin \
+                 select secret into strict known from pg_temp.wal_eve_secret; \
+                 execute replace($statement${statement}$statement$, {}, quote_literal(known)); \
+                 exception when others or query_canceled then \
                      get stacked diagnostics said = message_text, hinted = pg_exception_hint; \
                      raise exception using message = said, hint = hinted, errcode = sqlstate; \
                  end $wal_eve$",
                 literal(SECRET)
             ))
             .await;
-        let forgotten = self.execute("reset wal_eve.secret").await;
+        let forgotten = self.execute("drop table pg_temp.wal_eve_secret").await;
         done.and(forgotten)
+    }
+
+    /// Runs a COPY FROM STDIN of one row of one column.
+    async fn copy_in(&mut self, statement: &str, value: &str) -> Result<()> {
+        let row = value.replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n").replace('\r', "\\r");
+        let copying = async {
+            let mut copy = self.connection.copy_in_raw(statement).await?;
+            copy.send(row.into_bytes()).await?;
+            copy.finish().await
+        };
+        match tokio::time::timeout(self.timeout.saturating_add(TIMEOUT_SLACK), copying).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) => Err(self.failed("a statement", e)),
+            Err(_) => Err(no_answer()),
+        }
     }
 
     async fn text(&mut self, question: &str) -> Result<Option<String>> {

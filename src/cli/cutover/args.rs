@@ -90,7 +90,7 @@ pub(super) struct PromoteArgs {
 ///
 /// Makes the role, the publication, the slot and the subscription, copies the schema where the plan says so, and waits until
 /// every table is copied and followed. The application goes on writing meanwhile. It can be interrupted at any time: the copy
-/// goes on, and running it again goes on with what is left.
+/// goes on, and running it again goes on with what is left. Tables that were made on both sides since are taken in as well.
 #[derive(Debug, Args)]
 pub(super) struct ReplicateArgs {
     /// Return once the copy has begun; run replicate again later to complete it

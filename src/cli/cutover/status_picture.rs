@@ -40,7 +40,7 @@ pub(super) fn picture(status: &Status, shape: &Picture) -> String {
         Phase::Promoted => "The replica is the primary; nothing is replicated from it",
         Phase::Copying => "Tables are being copied",
         Phase::Following => "All tables are copied and followed",
-        Phase::Unknown => "The servers cannot be asked",
+        Phase::Unknown => "The server that would tell cannot be asked",
     };
     let _ = writeln!(text, "{headline}{way}.  {at}\n");
     for away in &status.away {

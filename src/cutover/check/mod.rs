@@ -34,6 +34,7 @@ use super::error::Result;
 use super::journal::Mark;
 use super::node::Node;
 use super::promote::ArchiveEnd;
+use super::replicate::schema_copy;
 use super::tables::{Table, tables};
 use finding::Findings;
 use servers::Servers;
@@ -216,10 +217,15 @@ async fn publisher_and_target(
     }
     let names = connection::names(Some(&mut *publisher), target.as_deref_mut(), plan, journal).await;
     findings.take_for_second_move("names", names);
-    let progress = schema::Progress {
-        is_copied: plan.schema.copy && !journal.has(Mark::SchemaTables),
-        is_subscribed: journal.has(Mark::Subscription),
+    // after an abort only the target itself knows
+    let has_tables = match target.as_deref_mut() {
+        Some(target) if !journal.has(Mark::SchemaTables) => {
+            schema_copy::has_tables(target, tables).await.unwrap_or(false)
+        }
+        _ => journal.has(Mark::SchemaTables),
     };
+    let progress =
+        schema::Progress { is_copied: plan.schema.copy && !has_tables, is_subscribed: journal.has(Mark::Subscription) };
     let compared = target.as_deref_mut().filter(|_| !progress.is_copied);
     findings.take_for_second_move("sequences", sequences::look(publisher, compared).await);
     let Some(target) = target else { return };

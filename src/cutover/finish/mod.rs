@@ -23,7 +23,7 @@ use super::tables::{Table, tables};
 use crate::formats::error_line::joined;
 use crate::pg::session::Access;
 
-pub use parting::{drop_link, drop_publishers_side, tidy, tidy_publisher};
+pub use parting::{drop_link, drop_publishers_side, tidy, tidy_replication};
 
 /// How to finish.
 #[derive(Debug, Clone, Copy, Default)]

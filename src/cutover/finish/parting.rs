@@ -90,6 +90,11 @@ async fn drop_subscribers_side(cutover: &Cutover, link: &Link) -> Result<()> {
 pub async fn drop_publishers_side(cutover: &Cutover, link: &Link) -> Result<()> {
     let mut publisher = cutover.connect(link.publisher, Access::ReadWrite).await?;
     slot::drop(&mut publisher, link).await?;
+    if link.direction == Direction::Forward
+        && let Some(names) = cutover.journal.data::<String>(Mark::CopySlots)
+    {
+        slot::drop_copies(&mut publisher, &names).await?;
+    }
     // one that was there before the cutover is somebody else's
     if link.direction == Direction::Back || cutover.journal.has(Mark::Publication) {
         publication::drop(&mut publisher, link).await?;
@@ -99,13 +104,12 @@ pub async fn drop_publishers_side(cutover: &Cutover, link: &Link) -> Result<()> 
 }
 
 /// A link that begins at this moment, with the rows that are there already. The slot is made while nobody can write.
-async fn set_up_the_way_back(cutover: &Cutover, back: &Link) -> Result<()> {
+async fn set_up_the_way_back(cutover: &mut Cutover, back: &Link) -> Result<()> {
     let mut publisher = cutover.connect(back.publisher, Access::ReadWrite).await?;
     let mut subscriber = cutover.connect(back.subscriber, Access::ReadWrite).await?;
     if cutover.plan.replication.missing_identity == MissingIdentity::Full {
-        for table in without_identity(cutover, &mut publisher).await? {
-            publisher.change(&format!("alter table {} replica identity full", table.quoted())).await?;
-        }
+        let lacking = without_identity(cutover, &mut publisher).await?;
+        identity::make_full(cutover, &mut publisher, &lacking.iter().collect::<Vec<_>>()).await?;
     }
     let carried = carried_tables(cutover, &mut publisher).await?;
     publication::create(&mut publisher, back, Some(&carried)).await?;
@@ -185,19 +189,19 @@ async fn lift_fence(cutover: &mut Cutover, link: &Link) {
 ///
 /// When a server refuses or is gone; run again it goes on.
 pub async fn tidy(cutover: &mut Cutover) -> Result<()> {
-    tidy_publisher(cutover).await?;
+    tidy_replication(cutover).await?;
     let mut target = cutover.connect(Place::Target, Access::ReadWrite).await?;
     marker::remove(&mut target).await?;
     target.close().await;
     Ok(())
 }
 
-/// The part of [`tidy`] that concerns the replica: what the target's schema came from is still known there.
+/// [`tidy`], but for what tells on the target which schema was copied there: the next replication asks for it.
 ///
 /// # Errors
 ///
 /// As [`tidy`].
-pub async fn tidy_publisher(cutover: &mut Cutover) -> Result<()> {
+pub async fn tidy_replication(cutover: &mut Cutover) -> Result<()> {
     let mut replica = cutover.connect(Place::Replica, Access::ReadWrite).await?;
     identity::put_back(cutover, &mut replica).await?;
     if cutover.journal.has(Mark::ReplicationRole) {
@@ -206,5 +210,8 @@ pub async fn tidy_publisher(cutover: &mut Cutover) -> Result<()> {
     }
     marker::remove(&mut replica).await?;
     replica.close().await;
+    let mut target = cutover.connect(Place::Target, Access::ReadWrite).await?;
+    identity::put_back(cutover, &mut target).await?;
+    target.close().await;
     Ok(())
 }

@@ -20,7 +20,7 @@ use crate::cutover::quantity::{bytes_text, time_text};
 use crate::cutover::replication::link::{Direction, Link};
 use crate::cutover::replication::subscription::{self, CopyState};
 use crate::cutover::sequences::carry_over;
-use crate::cutover::tables::Table;
+use crate::cutover::tables::{Table, USER_SCHEMAS};
 use crate::pg::quote::{identifier, literal};
 use crate::pg::session::Access;
 
@@ -59,6 +59,9 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
             .with_hint("Wait until cutover status shows all of them ready."));
     }
     if reverse {
+        if cutover.plan.finish.leave_publisher_read_only {
+            refuse_triggers(&mut publisher).await?;
+        }
         Link::new(&cutover.plan, opposite(link.direction)).connection(&cutover.plan)?;
         let level = subscriber.setting("wal_level").await?.unwrap_or_default();
         if level != "logical" {
@@ -100,18 +103,40 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
     if !left_out.is_empty() {
         return Err(CutoverError::refused(format!("{} tables are not followed by the subscription", left_out.len()))
             .with_detail(format!("They were made after it, and their rows would be lost: {}.", left_out.join(", ")))
-            .with_hint(format!(
-                "Make them on the {} and run there: alter subscription {} refresh publication;{}",
-                link.subscriber,
-                identifier(&link.subscription),
-                if link.direction == Direction::Back { " add them to the publication first." } else { "" }
-            )));
+            .with_hint(match link.direction {
+                Direction::Forward => "Make them on the target, and run cutover replicate, which copies them.".to_owned(),
+                Direction::Back => format!(
+                    "Make them on the {}, add them to the publication, and run there: alter subscription {} refresh publication;",
+                    link.subscriber,
+                    identifier(&link.subscription)
+                ),
+            }));
     }
     // it says what is in the way before it sets anything, and these sessions set nothing
     carry_over(&mut publisher, &mut subscriber, cutover.plan.finish.sequence_margin).await?;
     publisher.close().await;
     subscriber.close().await;
     Ok(carried)
+}
+
+/// Left read-only, the publisher cannot take rows of the way back whose triggers write: its apply worker is bound by the fence.
+async fn refuse_triggers(publisher: &mut Node) -> Result<()> {
+    let triggers: Option<String> = publisher
+        .value(&format!(
+            "select string_agg(format('%s of %s', t.tgname, t.tgrelid::regclass), ', ' order by t.tgname) \
+             from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace \
+             where t.tgenabled in ('A', 'R') and not t.tgisinternal and {USER_SCHEMAS}"
+        ))
+        .await?;
+    let Some(triggers) = triggers else { return Ok(()) };
+    let place = publisher.place();
+    Err(CutoverError::refused(format!(
+        "the {place} is to stay read-only, and has triggers that run for replicated rows"
+    ))
+    .with_detail(format!("They are {triggers}. The first one that writes would stop the way back."))
+    .with_hint(format!(
+        "Set finish.leave_publisher_read_only = false, disable them on the {place}, or finish without --reverse."
+    )))
 }
 
 /// What takes long, while the application works: done once for each move.

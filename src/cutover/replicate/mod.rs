@@ -8,6 +8,7 @@ mod preconditions;
 pub mod schema_copy;
 mod schema_dump;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use time::OffsetDateTime;
 
 use crate::cutover::context::Cutover;
 use crate::cutover::error::{CutoverError, Result};
-use crate::cutover::journal::Mark;
+use crate::cutover::journal::{Journal, Mark};
 use crate::cutover::marker;
 use crate::cutover::node::{Node, Place};
 use crate::cutover::quantity::time_text;
@@ -25,7 +26,7 @@ use crate::cutover::replication::publication;
 use crate::cutover::replication::role;
 use crate::cutover::replication::slot;
 use crate::cutover::replication::subscription;
-use crate::cutover::replication::subscription::CopyState;
+use crate::cutover::replication::subscription::{CopyState, TableState};
 use crate::cutover::tables::{OWN_SCHEMA, Table, tables};
 use crate::pg::conninfo::Conninfo;
 use crate::pg::session::Access;
@@ -51,7 +52,7 @@ pub struct ReplicateReport {
     pub milliseconds: u64,
 }
 
-/// Goes the whole way, or goes on with it; once done it does nothing more.
+/// Goes the whole way, or goes on with it; once done it only takes in tables that were made since.
 ///
 /// # Errors
 ///
@@ -63,7 +64,8 @@ pub async fn replicate(cutover: &mut Cutover, options: &ReplicateOptions) -> Res
         )
         .with_hint("Restore it anew with backup-fetch, and run cutover promote."));
     }
-    if let Some(done) = cutover.journal.data(Mark::ReplicateDone) {
+    let done: Option<ReplicateReport> = cutover.journal.data(Mark::ReplicateDone);
+    if let Some(done) = done.clone().filter(|_| is_moving(&cutover.journal)) {
         tracing::info!("replication was set up by this cutover already");
         return Ok(done);
     }
@@ -91,11 +93,55 @@ pub async fn replicate(cutover: &mut Cutover, options: &ReplicateOptions) -> Res
             return Err(foreign(link.subscriber, "subscription", &link.subscription));
         }
         copy_wait::check_slot(&mut publisher, &link).await?;
+        let late = not_followed(&link, &mut subscriber, &tables).await?;
+        if let Some(done) = done.filter(|_| late.is_empty()) {
+            tracing::info!("replication was set up by this cutover already");
+            return Ok(done);
+        }
         subscription::create(&mut subscriber, &link, &connection, true).await?;
+        if !late.is_empty() {
+            take_in(cutover, &link, &connection, &mut publisher, &mut subscriber, &late, &tables).await?;
+        }
     }
+    remember_copy_slots(cutover, &link, &mut subscriber).await?;
     publisher.close().await;
     subscriber.close().await;
     finish_copy(cutover, options, &link, &tables).await
+}
+
+/// Whether the application is being moved to the target, or was.
+fn is_moving(journal: &Journal) -> bool {
+    let marks = [Mark::FinishMaintenance, Mark::PublisherFence, Mark::Parting, Mark::FinishDone];
+    marks.iter().any(|mark| journal.has(*mark)) || journal.data(Mark::FinishBegun) == Some(Direction::Back)
+}
+
+/// Tables that the subscription does not know: they were made after it, or named in the plan.
+async fn not_followed(link: &Link, subscriber: &mut Node, tables: &[Table]) -> Result<Vec<Table>> {
+    let states = subscription::table_states(subscriber, link).await?;
+    let known: HashSet<String> = states.iter().map(TableState::label).collect();
+    Ok(tables.iter().filter(|table| !known.contains(&table.label())).cloned().collect())
+}
+
+/// Lets the subscription copy and follow tables that it does not know yet.
+async fn take_in(
+    cutover: &mut Cutover,
+    link: &Link,
+    connection: &Conninfo,
+    publisher: &mut Node,
+    subscriber: &mut Node,
+    late: &[Table],
+    tables: &[Table],
+) -> Result<()> {
+    identity::prepare(cutover, publisher, late).await?;
+    preconditions::check_tables(subscriber, late).await?;
+    preconditions::check_empty(subscriber, late).await?;
+    publish(cutover, link, connection, publisher, tables).await?;
+    for mark in [Mark::Copied, Mark::ReplicateDone] {
+        if cutover.journal.has(mark) {
+            cutover.journal.undo(mark, format!("{} more tables are to be copied", late.len()))?;
+        }
+    }
+    subscription::refresh(subscriber, link).await
 }
 
 fn foreign(place: Place, kind: &str, name: &str) -> CutoverError {
@@ -130,7 +176,8 @@ async fn prepare(
     marker::clear(subscriber).await?;
     let copies_schema = cutover.plan.schema.copy;
     if copies_schema && !cutover.journal.has(Mark::SchemaTables) {
-        copy_schema(cutover, publisher, Part::Tables).await?;
+        identity::goes_along(cutover)?;
+        copy_schema(cutover, publisher, tables, Part::Tables).await?;
         cutover.journal.record(Mark::SchemaTables, "the tables are on the target, with their primary keys", ())?;
     }
     // in a dry run nothing of the schema is there yet
@@ -150,11 +197,22 @@ async fn prepare(
         // it was there before: its password is its owner's business
         (true, false) => {}
     }
-    role::grant(publisher, role, tables).await?;
     if !publication::exists(publisher, link).await? && !cutover.journal.has(Mark::Publication) {
         let what = format!("making the publication \"{}\"", link.publication);
         cutover.journal.record(Mark::Publication, what, &link.publication)?;
     }
+    publish(cutover, link, connection, publisher, tables).await
+}
+
+/// Offers the tables, and lets the replication role read them.
+async fn publish(
+    cutover: &Cutover,
+    link: &Link,
+    connection: &Conninfo,
+    publisher: &mut Node,
+    tables: &[Table],
+) -> Result<()> {
+    role::grant(publisher, connection.user(), tables).await?;
     let listed = cutover.plan.replication.tables.as_ref().map(|_| tables);
     publication::create(publisher, link, listed).await
 }
@@ -177,6 +235,18 @@ async fn subscribe(
     }
     let Err(failed) = subscription::create(subscriber, link, connection, true).await else { return Ok(()) };
     Err(take_slot_back(cutover, link, publisher, failed).await)
+}
+
+/// Writes down what the copies' slots are named like: without the target nobody could tell whose they are.
+async fn remember_copy_slots(cutover: &mut Cutover, link: &Link, subscriber: &mut Node) -> Result<()> {
+    if cutover.rehearsal.is_dry() {
+        return Ok(());
+    }
+    let Some(names) = subscription::copy_slots(subscriber, link).await? else { return Ok(()) };
+    if cutover.journal.data::<String>(Mark::CopySlots).as_ref() == Some(&names) {
+        return Ok(());
+    }
+    cutover.journal.record(Mark::CopySlots, "the slots of the tables' copies are known", names)
 }
 
 /// Drops the slot that this cutover made, once it is sure that no subscription uses it: it would keep WAL for nobody.
@@ -222,15 +292,11 @@ async fn finish_copy(
         copy_wait::wait(cutover, link, tables).await?;
         cutover.journal.record(Mark::Copied, format!("all {} tables are copied and followed", tables.len()), ())?;
     }
-    if cutover.plan.schema.copy {
-        if !cutover.journal.has(Mark::SchemaRest) {
-            let mut publisher = cutover.connect(link.publisher, Access::ReadOnly).await?;
-            copy_schema(cutover, &mut publisher, Part::Rest).await?;
-            let what = "secondary indexes, foreign keys and triggers are on the target";
-            cutover.journal.record(Mark::SchemaRest, what, ())?;
-        }
-        let mut subscriber = cutover.connect(link.subscriber, Access::ReadWrite).await?;
-        schema_copy::forget(&mut subscriber).await?;
+    if cutover.plan.schema.copy && !cutover.journal.has(Mark::SchemaRest) {
+        let mut publisher = cutover.connect(link.publisher, Access::ReadOnly).await?;
+        copy_schema(cutover, &mut publisher, tables, Part::Rest).await?;
+        let what = "secondary indexes, foreign keys and triggers are on the target";
+        cutover.journal.record(Mark::SchemaRest, what, ())?;
     }
     let began = cutover.journal.find(Mark::Subscription).map(|entry| entry.at);
     let took = began.map_or(Duration::ZERO, |began| (OffsetDateTime::now_utc() - began).unsigned_abs());
@@ -251,11 +317,11 @@ async fn ready(cutover: &Cutover, link: &Link) -> Result<usize> {
     Ok(states.iter().filter(|table| table.state == CopyState::Ready && table.schema != OWN_SCHEMA).count())
 }
 
-async fn copy_schema(cutover: &Cutover, publisher: &mut Node, part: Part) -> Result<()> {
+async fn copy_schema(cutover: &Cutover, publisher: &mut Node, tables: &[Table], part: Part) -> Result<()> {
     let connection = cutover.plan.replica()?;
     // pg_restore's script leaves its settings behind: it gets a session of its own
     let mut session = cutover.connect(Place::Target, Access::ReadWrite).await?;
-    schema_copy::copy(cutover, publisher, connection, &mut session, part).await?;
+    schema_copy::copy(cutover, publisher, connection, &mut session, tables, part).await?;
     session.close().await;
     Ok(())
 }

@@ -184,7 +184,7 @@ pub(super) async fn check_tables(node: &mut Node, tables: &[Table]) -> Result<()
     if !missing.is_empty() {
         return Err(CutoverError::refused(format!("{} published tables are missing on the {place}", missing.len()))
             .with_detail(format!("They are {}.", shortened(&missing)))
-            .with_hint("Create them there, or let the schema be copied with schema.copy = true, or choose with replication.tables; then run this again."));
+            .with_hint("Create them there, or choose with replication.tables, and run this again; or drop what is there of the schema, run cutover abort, and let replicate copy the whole schema with schema.copy = true."));
     }
     let mut lacking = Vec::new();
     for table in tables {

@@ -1,5 +1,6 @@
 //! Puts the publisher's schema on the subscriber, with a record there of what is done: it is written in the transaction that
-//! does it, so that no death in between leads to anything twice.
+//! does it, so that no death in between leads to anything twice. It stays until the cutover is over, so that it also tells
+//! whether a database is still the one that the schema was copied to.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use crate::cutover::context::Cutover;
 use crate::cutover::error::{CutoverError, Result};
 use crate::cutover::node::Node;
 use crate::cutover::replicate::schema_dump::{Part, SchemaDump, SchemaEntry, SchemaScript, dump_arguments};
-use crate::cutover::tables::OWN_SCHEMA;
+use crate::cutover::tables::{OWN_SCHEMA, Table};
 use crate::pg::conninfo::Conninfo;
 use crate::pg::quote::literal;
 
@@ -46,8 +47,12 @@ pub async fn copy(
     publisher: &mut Node,
     connection: &Conninfo,
     subscriber: &mut Node,
+    tables: &[Table],
     part: Part,
 ) -> Result<()> {
+    if part == Part::Tables && has_tables(subscriber, tables).await? {
+        return Ok(());
+    }
     let schema = &cutover.plan.schema;
     let shown = format!("{} {}", schema.pg_dump, dump_arguments(connection).join(" "));
     if !cutover.rehearsal.permits("command", shown) {
@@ -60,10 +65,11 @@ pub async fn copy(
             .permits(subscriber.place(), format_args!("what {} makes of it: {what}", schema.pg_restore));
         return Ok(());
     }
-    let done = done(subscriber).await?;
-    if part == Part::Tables && done.iter().any(|entry| entry == TABLES) {
-        return Ok(());
+    if part == Part::Tables {
+        // it may be of tables that were dropped since
+        forget(subscriber).await?;
     }
+    let done = done(subscriber).await?;
     let dump = SchemaDump::take(cutover, publisher, connection).await?;
     let script = dump.script(cutover, part).await?;
     subscriber.limit(OBJECT_TIMEOUT).await?;
@@ -74,12 +80,27 @@ pub async fn copy(
     }
 }
 
-/// Removes the record, once the journal says that both parts are done.
+/// Whether the first part is there: the record says so, and of `tables` not all were dropped since.
 ///
 /// # Errors
 ///
 /// When the server refuses or is gone.
-pub async fn forget(node: &mut Node) -> Result<()> {
+pub async fn has_tables(node: &mut Node, tables: &[Table]) -> Result<bool> {
+    if !has_record(node).await? {
+        return Ok(false);
+    }
+    let names: Vec<_> = tables.iter().map(|table| literal(&table.quoted())).collect();
+    node.value(&format!(
+        "select exists (select from {} where entry = {}) \
+         and exists (select from unnest(array[{}]::text[]) name where to_regclass(name) is not null)",
+        record_table(),
+        literal(TABLES),
+        names.join(",")
+    ))
+    .await
+}
+
+async fn forget(node: &mut Node) -> Result<()> {
     if !has_record(node).await? {
         return Ok(());
     }

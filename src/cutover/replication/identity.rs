@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::cutover::context::Cutover;
 use crate::cutover::error::{CutoverError, Result};
 use crate::cutover::journal::Mark;
-use crate::cutover::node::Node;
+use crate::cutover::node::{Node, Place};
 use crate::cutover::plan::MissingIdentity;
 use crate::cutover::tables::Table;
 use crate::pg::quote::literal;
@@ -60,8 +60,17 @@ pub async fn prepare(cutover: &mut Cutover, publisher: &mut Node, tables: &[Tabl
     }
 }
 
-async fn make_full(cutover: &mut Cutover, publisher: &mut Node, missing: &[&Table]) -> Result<()> {
-    let mut changed: Vec<ChangedIdentity> = cutover.journal.data(Mark::ReplicaIdentity).unwrap_or_default();
+/// Gives tables of the publisher REPLICA IDENTITY FULL until [`put_back`].
+///
+/// # Errors
+///
+/// When the server refuses or is gone.
+pub async fn make_full(cutover: &mut Cutover, publisher: &mut Node, missing: &[&Table]) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mark = mark(publisher.place());
+    let mut changed: Vec<ChangedIdentity> = cutover.journal.data(mark).unwrap_or_default();
     for table in missing {
         let quoted = table.quoted();
         let nothing: bool = publisher
@@ -73,7 +82,7 @@ async fn make_full(cutover: &mut Cutover, publisher: &mut Node, missing: &[&Tabl
         }
     }
     let what = format!("{} tables of the {} get REPLICA IDENTITY FULL", missing.len(), publisher.place());
-    cutover.journal.record(Mark::ReplicaIdentity, what, &changed)?;
+    cutover.journal.record(mark, what, &changed)?;
     for table in missing {
         alter(cutover, publisher, &format!("alter table {} replica identity full", table.quoted())).await?;
     }
@@ -98,17 +107,37 @@ async fn alter(cutover: &Cutover, publisher: &mut Node, statement: &str) -> Resu
     Ok(())
 }
 
-/// Gives every table that this cutover changed the identity back that it had.
+/// Writes down that the replica's schema takes what was made of its tables along to the target.
+///
+/// # Errors
+///
+/// When the journal cannot be written.
+pub fn goes_along(cutover: &mut Cutover) -> Result<()> {
+    let Some(changed) = cutover.journal.data::<Vec<ChangedIdentity>>(Mark::ReplicaIdentity) else { return Ok(()) };
+    let what = format!("{} tables come to the target with REPLICA IDENTITY FULL", changed.len());
+    cutover.journal.record(Mark::TargetIdentity, what, changed)
+}
+
+/// Gives every table of a server that this cutover changed the identity back that it had.
 ///
 /// # Errors
 ///
 /// When the server refuses or is gone.
-pub async fn put_back(cutover: &mut Cutover, publisher: &mut Node) -> Result<()> {
-    let Some(changed) = cutover.journal.data::<Vec<ChangedIdentity>>(Mark::ReplicaIdentity) else { return Ok(()) };
+pub async fn put_back(cutover: &mut Cutover, node: &mut Node) -> Result<()> {
+    let mark = mark(node.place());
+    let Some(changed) = cutover.journal.data::<Vec<ChangedIdentity>>(mark) else { return Ok(()) };
     for ChangedIdentity { table, before } in &changed {
-        alter(cutover, publisher, &format!("alter table if exists {table} replica identity {before}")).await?;
+        alter(cutover, node, &format!("alter table if exists {table} replica identity {before}")).await?;
     }
-    cutover.journal.undo(Mark::ReplicaIdentity, format!("{} tables have their replica identity back", changed.len()))
+    let what = format!("{} tables of the {} have their replica identity back", changed.len(), node.place());
+    cutover.journal.undo(mark, what)
+}
+
+fn mark(place: Place) -> Mark {
+    match place {
+        Place::Target => Mark::TargetIdentity,
+        Place::Source | Place::Replica => Mark::ReplicaIdentity,
+    }
 }
 
 fn refusal(publisher: &Node, missing: &[&Table]) -> CutoverError {

@@ -66,15 +66,16 @@ pub async fn create(node: &mut Node, link: &Link) -> Result<()> {
 ///
 /// When the publisher refuses or is gone.
 pub async fn find(node: &mut Node, link: &Link) -> Result<Option<Slot>> {
+    Ok(slots(node, &format!("slot_name = {}", literal(&link.slot))).await?.pop())
+}
+
+async fn slots(node: &mut Node, condition: &str) -> Result<Vec<Slot>> {
     let lost = lost(node.major());
-    let found: Vec<Slot> = node
-        .rows(&format!(
-            "select slot_name as name, plugin, database, active_pid, {lost} as lost \
-             from pg_replication_slots where slot_name = {}",
-            literal(&link.slot)
-        ))
-        .await?;
-    Ok(found.into_iter().next())
+    node.rows(&format!(
+        "select slot_name as name, plugin, database, active_pid, {lost} as lost \
+         from pg_replication_slots where {condition} order by slot_name"
+    ))
+    .await
 }
 
 /// Why a row of `pg_replication_slots` is of no use any more, for SQL; null when it is.
@@ -94,28 +95,45 @@ pub fn lost(major: Major) -> &'static str {
 ///
 /// When the publisher refuses or is gone, or when somebody takes the slot again and again.
 pub async fn drop(node: &mut Node, link: &Link) -> Result<()> {
+    drop_all(node, &format!("slot_name = {}", literal(&link.slot))).await
+}
+
+/// Drops the slots of a subscription's copies, as [`drop`] does; `names` is from [`super::subscription::copy_slots`].
+///
+/// # Errors
+///
+/// As [`drop`].
+pub async fn drop_copies(node: &mut Node, names: &str) -> Result<()> {
+    drop_all(node, &format!("slot_name ~ {}", literal(names))).await
+}
+
+async fn drop_all(node: &mut Node, condition: &str) -> Result<()> {
     let began = Instant::now();
     let mut sent_away = false;
     loop {
-        let Some(slot) = find(node, link).await? else { return Ok(()) };
-        let Some(pid) = slot.active_pid else { break };
+        let found = slots(node, condition).await?;
+        if found.is_empty() {
+            return Ok(());
+        }
+        let active = found.iter().filter_map(|slot| Some((&slot.name, slot.active_pid?)));
+        let Some((name, pid)) = active.clone().next() else { break };
         if node.is_rehearsed() {
             break;
         }
         if began.elapsed() > DROP_TIMEOUT {
-            return Err(CutoverError::refused(format!("the slot \"{}\" is in use on the {}", slot.name, node.place()))
+            return Err(CutoverError::refused(format!("the slot \"{name}\" is in use on the {}", node.place()))
                 .with_detail(format!("By the walsender with pid {pid}."))
                 .with_hint("See which subscription uses it, disable that one, and run this again."));
         }
         if began.elapsed() > LEAVE_TIMEOUT && !sent_away {
             sent_away = true;
-            node.change(&format!("select pg_terminate_backend({pid})")).await?;
+            let pids: Vec<_> = active.map(|(_, pid)| pid.to_string()).collect();
+            node.change(&format!("select pg_terminate_backend(pid) from unnest(array[{}]) pid", pids.join(",")))
+                .await?;
         }
         tokio::time::sleep(POLL).await;
     }
-    let name = literal(&link.slot);
-    let statement =
-        format!("select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = {name}");
+    let statement = format!("select pg_drop_replication_slot(slot_name) from pg_replication_slots where {condition}");
     node.change(&statement).await
 }
 

@@ -98,6 +98,15 @@ pub async fn create(node: &mut Node, link: &Link, connection: &Conninfo, copy_da
     })
 }
 
+/// Lets the subscription of `link` copy and follow what is published and new to it.
+///
+/// # Errors
+///
+/// When the subscriber refuses or is gone, or cannot reach the publisher.
+pub async fn refresh(node: &mut Node, link: &Link) -> Result<()> {
+    node.change(&format!("alter subscription {} refresh publication", identifier(&link.subscription))).await
+}
+
 /// Drops the subscription of `link` from its subscriber, if it is there. Its slot stays on the publisher, which need not be
 /// reached: see [`crate::cutover::replication::slot::drop`].
 ///
@@ -154,6 +163,26 @@ pub async fn table_states(node: &mut Node, link: &Link) -> Result<Vec<TableState
         oid(node.major(), link)
     ))
     .await
+}
+
+/// How the slots are named on the publisher that the copies of the subscription of `link` use, as a regular expression; none
+/// before 14, where each of them ends with its session. A subscription that is dropped drops them itself while its server can
+/// reach the publisher; from then on nobody knows them.
+///
+/// # Errors
+///
+/// When the subscriber refuses or is gone, or has no such subscription.
+pub async fn copy_slots(node: &mut Node, link: &Link) -> Result<Option<String>> {
+    if node.major() < Major::new(14) {
+        return Ok(None);
+    }
+    // ReplicationSlotNameForTablesync of the server's tablesync.c
+    node.value(&format!(
+        "select format('^pg_%s_sync_[0-9]+_%s$', {}, system_identifier) from pg_control_system()",
+        oid(node.major(), link)
+    ))
+    .await
+    .map(Some)
 }
 
 /// The subscription's number for SQL; null when there is none.

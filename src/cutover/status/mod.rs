@@ -32,7 +32,7 @@ pub enum Phase {
     Copying,
     /// All tables are copied and followed.
     Following,
-    /// The servers that would tell are away.
+    /// The server that would tell is away.
     Unknown,
 }
 

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::cutover::context::Cutover;
 use crate::cutover::error::Result;
+use crate::cutover::journal::{Journal, Mark};
 use crate::cutover::node::{Node, Place};
 use crate::cutover::replicate::copy_wait::idle;
 use crate::cutover::replication::link::{Direction, Link};
@@ -121,7 +122,8 @@ impl<'a> Observer<'a> {
             Err(failed) => {
                 *self.node(place) = None;
                 note(away, place, &failed);
-                forward
+                // the target keeps WAL for the way back all the same
+                if has_way_back(&self.cutover.journal) { back } else { forward }
             }
         }
     }
@@ -226,7 +228,7 @@ impl<'a> Observer<'a> {
             slot_was_asked_for: published.as_ref().is_some_and(|it| it.replay.is_none()),
             without_worker,
         };
-        let phase = phase(published.as_ref(), subscribed.as_ref());
+        let phase = phase(link.direction, published.as_ref(), subscribed.as_ref());
         let mut published = published.unwrap_or_default();
         let subscribed = subscribed.unwrap_or_default();
         let is_under_way = |slot: &IdleSlot| {
@@ -312,6 +314,15 @@ impl<'a> Observer<'a> {
     }
 }
 
+/// Whether a finish has left a way back that no later one has gone.
+fn has_way_back(journal: &Journal) -> bool {
+    match journal.data(Mark::FinishBegun) {
+        Some(Direction::Forward) => journal.has(Mark::ReverseReady),
+        Some(Direction::Back) => !journal.has(Mark::SubscriptionDropped),
+        None => false,
+    }
+}
+
 fn note(away: &mut Vec<String>, place: Place, failed: &crate::cutover::error::CutoverError) {
     let mut text = crate::formats::error_line::joined(failed);
     if !text.starts_with(&place.to_string()) {
@@ -325,9 +336,10 @@ fn note(away: &mut Vec<String>, place: Place, failed: &crate::cutover::error::Cu
     }
 }
 
-fn phase(published: Option<&Published>, subscribed: Option<&Subscribed>) -> Phase {
+fn phase(direction: Direction, published: Option<&Published>, subscribed: Option<&Subscribed>) -> Phase {
     let states = subscribed.filter(|it| it.subscription.is_some()).map(|it| &it.states);
     match (published, states) {
+        (_, None) if direction == Direction::Back => Phase::Unknown,
         (_, Some(states)) if states.iter().all(|table| table.state == CopyState::Ready) => Phase::Following,
         (_, Some(_)) => Phase::Copying,
         (Some(published), None) if published.replay.is_some() => Phase::Replaying,
