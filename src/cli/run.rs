@@ -17,9 +17,9 @@ use super::args::{
 };
 use super::environment::Environment;
 use super::exit::{Caller, ExitStatus, Failure};
-use super::recovery::usage_status;
+use super::recovery::{Doubt, usage_status};
 use super::store::ArchiveConfig;
-use super::{backup_table, connection, cutover, delete_text, log, next_steps, prefetch, progress_line, recovery};
+use super::{backup_table, connection, cutover, delete_text, log, next_steps, prefetch, progress_line};
 use crate::commands::backup_fetch::{BackupFetchOptions, FirstWal, TablespaceChoice, backup_fetch};
 use crate::commands::backup_list::{BackupListOptions, backup_list};
 use crate::commands::backup_push::{BackupPushOptions, backup_push};
@@ -41,6 +41,9 @@ const WAL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long `wal-fetch` keeps trying outside of standby mode, where giving up stops recovery: 15 min.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// The same for a file that a promotion goes on without: 10 s, for which it is held up.
+const PROMOTION_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Requests under way at once that a backup command may make for each partition of its pool: two parts, and the next one.
 const REQUESTS_PER_PARTITION: usize = 3;
@@ -73,7 +76,10 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     }
     let caller = match &command {
         Command::WalPush(_) => Caller::WalPush,
-        Command::WalFetch(fetch) => Caller::WalFetch(recovery::status(fetch.on_outage, &fetch.destination)),
+        Command::WalFetch(fetch) => {
+            let name = fetch.segment.parse().ok();
+            Caller::WalFetch(Doubt::of(fetch.on_outage, name.as_ref(), &fetch.destination))
+        }
         _ => Caller::Other,
     };
     let config = || ArchiveConfig::new(&global, &environment);
@@ -93,6 +99,11 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     };
     done.unwrap_or_else(|failure| {
         failure.report();
+        if let Caller::WalFetch(doubt) = caller
+            && let Some(hint) = doubt.hint()
+        {
+            note(&format!("HINT:  {hint}"));
+        }
         failure.status(caller)
     })
 }
@@ -169,10 +180,8 @@ fn fetch(
             Answer::Direct(why) => why.iter().for_each(|why| tracing::warn!("fetching without the prefetcher: {why}")),
         }
     }
-    let usual = if caller == Caller::WalFetch(ExitStatus::LATER) { WAL_PATIENCE } else { RECOVERY_PATIENCE };
-    let patience = args.patience.map_or(usual, Duration::from_secs);
-    let archive = config.open(patient_for(patience), nonzero(REQUESTS_PER_PARTITION));
-    let refuse_gap = caller != Caller::WalFetch(ExitStatus::LATER);
+    let archive = config.open(fetch_retries(caller, args.patience), nonzero(REQUESTS_PER_PARTITION));
+    let refuse_gap = caller == Caller::WalFetch(Doubt::Stop);
     let system_identifier = prefetch::system_identifier(&args.destination);
     let options =
         WalFetchOptions { file_name: args.segment, destination: args.destination, system_identifier, refuse_gap };
@@ -334,6 +343,19 @@ fn patient_for(patience: Duration) -> RetryPolicy {
         patience: Some(patience),
         patience_once_reached: Some(patience),
         ..RetryPolicy::default()
+    }
+}
+
+/// For `wal-fetch`, by what its giving up means for the server.
+fn fetch_retries(caller: Caller, wish: Option<u64>) -> RetryPolicy {
+    let patience = |usual| wish.map_or(usual, Duration::from_secs);
+    match caller {
+        Caller::WalFetch(Doubt::GoOn) => {
+            let patience = patience(PROMOTION_PATIENCE).min(PROMOTION_PATIENCE);
+            RetryPolicy { expired_patience: patience, ..patient_for(patience) }
+        }
+        Caller::WalFetch(Doubt::AskAgain | Doubt::AskAgainForHistory) => patient_for(patience(WAL_PATIENCE)),
+        _ => patient_for(patience(RECOVERY_PATIENCE)),
     }
 }
 
