@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::args::{GlobalArgs, PrefetchArgs, WalFetchArgs};
 use super::environment::Environment;
 use super::exit::Failure;
+use super::recovery::data_directory;
 use super::store::ArchiveConfig;
 use crate::commands::backup_fetch::FirstWal;
 use crate::formats::wal_name::{SegmentName, SegmentSize};
@@ -34,12 +35,6 @@ const FIRST_ASK_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// The same after a restore, where people still have to configure the server before they start it.
 const FIRST_ASK_TIMEOUT_AFTER_RESTORE: Duration = Duration::from_secs(60 * 60);
 
-/// The cluster that a `wal-fetch` to `destination` works for, where that can be told.
-pub(super) fn system_identifier(destination: &Path) -> Option<u64> {
-    let directory = DataDirectory::of_wal_path(&std::env::current_dir().ok()?, destination).ok()?;
-    directory.system_identifier().ok()
-}
-
 /// What `wal-fetch` asks the spool for.
 pub(super) struct Request {
     pub(super) caller: Caller,
@@ -59,7 +54,7 @@ pub(super) fn request(
     if args.prefetch == Some(0) || args.destination.file_name()? != "RECOVERYXLOG" {
         return None;
     }
-    let directory = DataDirectory::of_wal_path(&std::env::current_dir().ok()?, &args.destination).ok()?;
+    let directory = data_directory(&args.destination)?;
     let recovery = recovery_process(&directory)?;
     let control = directory.control_file().ok()?;
     let caller = Caller {

@@ -17,7 +17,7 @@ use super::args::{
 };
 use super::environment::Environment;
 use super::exit::{Caller, ExitStatus, Failure};
-use super::recovery::{Doubt, usage_status};
+use super::recovery::{Doubt, data_directory, usage_status};
 use super::store::ArchiveConfig;
 use super::{backup_table, connection, cutover, delete_text, log, next_steps, prefetch, progress_line};
 use crate::commands::backup_fetch::{BackupFetchOptions, FirstWal, TablespaceChoice, backup_fetch};
@@ -182,9 +182,9 @@ fn fetch(
     }
     let archive = config.open(fetch_retries(caller, args.patience), nonzero(REQUESTS_PER_PARTITION));
     let refuse_gap = caller == Caller::WalFetch(Doubt::Stop);
-    let system_identifier = prefetch::system_identifier(&args.destination);
+    let data_directory = data_directory(&args.destination);
     let options =
-        WalFetchOptions { file_name: args.segment, destination: args.destination, system_identifier, refuse_gap };
+        WalFetchOptions { file_name: args.segment, destination: args.destination, data_directory, refuse_gap };
     match run_to_end(light_runtime(), wal_fetch(&archive, &options))? {
         Fetched::Restored => {
             if let Some(ahead) = ahead {
