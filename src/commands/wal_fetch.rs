@@ -12,8 +12,9 @@ use super::{CommandError, Result};
 use crate::formats::wal_name::{SegmentName, WalName};
 use crate::formats::wal_page::{self, LONG_HEADER_LEN};
 use crate::pg::data_directory::DataDirectory;
+use crate::pg::followed_timeline::followed_history;
 use crate::storage;
-use crate::transfer::archive_end::next_after;
+use crate::transfer::archive_end::{next_after, next_on_later_timelines};
 use crate::transfer::wal_download::{Expected, Lane, download_wal};
 use crate::transfer::{self, TransferError};
 
@@ -102,10 +103,14 @@ async fn next_after_gap(
     match next_after(&*archive.store, &archive.layout, segment).await {
         Err(failed) if failed.kind() == storage::Kind::Denied => {
             tracing::warn!("could not list the archive to see whether {segment} is its end: {}", failed.cause());
-            Ok(None)
+            return Ok(None);
         }
-        next => Ok(next?),
+        Ok(None) => {}
+        next => return Ok(next?),
     }
+    let Some(directory) = &options.data_directory else { return Ok(None) };
+    let (Some(history), Ok(control)) = (followed_history(directory), directory.control_file()) else { return Ok(None) };
+    Ok(next_on_later_timelines(&*archive.store, &archive.layout, segment, &history, control.wal_segment_size).await?)
 }
 
 /// Whether the file at `path` is `segment`, and none that waits to be reused.

@@ -1,5 +1,6 @@
-//! What an archive that fails does to a server which is being promoted: it must neither stop it half-way, so that it starts
-//! again as a primary on its old timeline, nor let it write a history that lacks ancestors.
+//! Where timelines part. An archive that fails must neither stop a promotion half-way, so that the server starts again as a
+//! primary on its old timeline, nor let it write a history that lacks ancestors; and one that lacks a segment before the switch
+//! must not end recovery there.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -33,10 +34,7 @@ impl Site {
         primary.start();
         primary.psql("create table t (i int)");
         primary.stop(Mode::Fast);
-        let mut copy = PgCluster::without_data(major);
-        let copied = Command::new("cp").arg("-a").arg(primary.data_dir()).arg(copy.data_dir()).status().unwrap();
-        assert!(copied.success());
-        copy.configure_connections();
+        let mut copy = copy_of(&primary);
         copy.configure("archive_mode = off");
         copy.configure("wal_retrieve_retry_interval = '100ms'");
         let command = archive.shell_command(Program::WalEve, "wal-fetch --patience 1 %f %p");
@@ -74,6 +72,15 @@ impl Site {
         let rows = format!("select count(*) = {} from t", self.primary.psql("select count(*) from t"));
         self.copy.wait_until_sql(&rows, LIMIT);
     }
+}
+
+/// A copy of a cluster that is not running.
+fn copy_of(original: &PgCluster) -> PgCluster {
+    let mut copy = PgCluster::without_data(original.major());
+    let copied = Command::new("cp").arg("-a").arg(original.data_dir()).arg(copy.data_dir()).status().unwrap();
+    assert!(copied.success());
+    copy.configure_connections();
+    copy
 }
 
 fn histories(cluster: &PgCluster) -> Vec<String> {
@@ -158,5 +165,43 @@ fn a_promotion_that_lacks_its_timelines_history_stops_and_says_what_to_do() {
         let history = fs::read_to_string(copy.join("pg_wal/00000003.history")).unwrap();
         let ancestors: Vec<_> = history.lines().filter_map(|line| line.split_once('\t')).map(|line| line.0).collect();
         assert_eq!(ancestors, ["1", "2"], "{history}");
+    }
+}
+
+#[test]
+fn a_segment_missing_before_a_switch_stops_recovery_unless_its_timeline_is_the_target() {
+    for major in [11, 15, 18] {
+        let mut site = Site::new(major);
+        let rows_before = site.primary.psql("select count(*) from t");
+        let gap = site.write();
+        site.promote_primary();
+        let next = site.write();
+        assert!(gap.starts_with("00000001") && next.starts_with("00000002"));
+        // the old primary died before it could archive the end of its timeline
+        let key = |name: &str| format!("p/wal_005/{name}.lzo");
+        let lost = site.server().keys("b", "p/wal_005/00000001").into_iter().filter(|lost| *lost >= key(&gap));
+        let lost: Vec<_> = lost.map(|key| (key.clone(), site.server().object("b", &key).unwrap().body)).collect();
+        lost.iter().for_each(|(key, _)| assert!(site.server().delete("b", key)));
+
+        site.copy.set_recovery();
+        site.copy.start_without_waiting();
+        site.copy.wait_until("recovery has stopped", LIMIT, || !site.copy.is_running());
+        let log = site.copy.log();
+        assert!(log.contains(&format!("segment {gap} is missing from the archive, although 00000002")), "{log}");
+        assert!(log.contains("FATAL:  could not restore file") && !log.contains("selected new timeline"), "{log}");
+
+        // the history of the first try is still there
+        assert_eq!(histories(&site.copy), ["00000002.history"]);
+        let first_try = copy_of(&site.copy);
+        site.copy.configure_recovery("recovery_target_timeline = '1'");
+        site.copy.start();
+        site.copy.wait_until_sql("select not pg_is_in_recovery()", LIMIT);
+        assert_eq!(site.copy.psql("select count(*) from t"), rows_before);
+
+        site.copy = first_try;
+        lost.into_iter().for_each(|(key, body)| site.server().put_object("b", &key, body));
+        site.copy.start();
+        site.copy.wait_until_sql("select not pg_is_in_recovery()", LIMIT);
+        site.wait_for_rows();
     }
 }
