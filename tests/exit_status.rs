@@ -8,7 +8,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use support::WalSite as Site;
@@ -474,6 +474,35 @@ fn the_recovery_mode_is_the_data_directorys() {
         assert_eq!(offline(site.data(), DESTINATION, &[]), *expected, "{what}, pg_wal a link");
         assert_eq!(offline(Path::new("/"), &absolute, &[]), *expected, "{what}, pg_wal a link, absolute");
     }
+}
+
+#[test]
+fn what_is_missing_before_a_switch_of_timelines_stops_recovery_on_the_timeline_that_has_it() {
+    let site = Site::with_segment();
+    fs::create_dir(site.data().join("global")).unwrap();
+    fs::write(site.data().join("global/pg_control"), support::hand_made_backup::control_file()).unwrap();
+    fs::write(site.data().join("postmaster.pid"), format!("{}\n/data\n1700000000\n", std::process::id())).unwrap();
+    fs::write(site.data().join("recovery.signal"), "").unwrap();
+    site.server.put_object("b", "p/wal_005/00000002000000000000000B.lzo", "x");
+    let fetch = |name| site.wal_eve().run(["wal-fetch", name, DESTINATION]);
+    fetch("000000010000000000000008").assert_code(1);
+    // timeline 2 begins in segment A
+    let history = site.wal.file("00000002.history");
+    fs::write(&history, "1\t0/A80000\tno recovery target specified\n").unwrap();
+    for name in ["000000010000000000000008", "000000010000000000000009", "00000002000000000000000A"] {
+        let said = fetch(name).assert_code(250);
+        says(
+            &said,
+            &[&format!("segment {name} is missing from the archive, although 00000002000000000000000B is there")],
+        );
+    }
+    for name in ["00000001000000000000000A", "00000001000000000000000B", "000000020000000000000009"] {
+        assert_eq!(fetch(name).assert_code(1).stderr_text(), "", "{name}");
+    }
+    // the history of an earlier start
+    let before = UNIX_EPOCH + Duration::from_secs(1_699_999_999);
+    fs::File::options().append(true).open(&history).unwrap().set_modified(before).unwrap();
+    fetch("000000010000000000000008").assert_code(1);
 }
 
 /// Stopped then, the server would start again as a primary on its old timeline.

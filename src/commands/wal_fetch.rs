@@ -100,6 +100,15 @@ async fn next_after_gap(
         // the server looks there next
         return Ok(None);
     }
+    let followed = options.data_directory.as_ref().and_then(|directory| {
+        let size = directory.control_file().ok()?.wal_segment_size;
+        Some((followed_history(directory)?, size))
+    });
+    let first = followed.as_ref().and_then(|(history, size)| history.first_segment(segment.timeline(), *size));
+    if first.is_some_and(|first| segment < first) {
+        // older minor releases look there all the same before they try the timeline that has it
+        return Ok(None);
+    }
     match next_after(&*archive.store, &archive.layout, segment).await {
         Err(failed) if failed.kind() == storage::Kind::Denied => {
             tracing::warn!("could not list the archive to see whether {segment} is its end: {}", failed.cause());
@@ -108,9 +117,8 @@ async fn next_after_gap(
         Ok(None) => {}
         next => return Ok(next?),
     }
-    let Some(directory) = &options.data_directory else { return Ok(None) };
-    let (Some(history), Ok(control)) = (followed_history(directory), directory.control_file()) else { return Ok(None) };
-    Ok(next_on_later_timelines(&*archive.store, &archive.layout, segment, &history, control.wal_segment_size).await?)
+    let Some((history, size)) = followed else { return Ok(None) };
+    Ok(next_on_later_timelines(&*archive.store, &archive.layout, segment, &history, size).await?)
 }
 
 /// Whether the file at `path` is `segment`, and none that waits to be reused.

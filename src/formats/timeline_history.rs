@@ -31,18 +31,30 @@ impl TimelineHistory {
         Ok(Self { timeline, ancestors })
     }
 
-    /// The timelines that come after `segment`'s, if `segment` is one of those between the first of its timeline and the one
-    /// in which the next timeline begins: a server that follows this history needs it, and finds it on no other timeline.
-    /// Otherwise none.
+    /// The segment in which `timeline` begins, if it is this one or one of its ancestors.
+    pub fn first_segment(&self, timeline: u32, size: SegmentSize) -> Option<SegmentName> {
+        let mut begin = Lsn(0);
+        for (ancestor, end) in &self.ancestors {
+            if *ancestor == timeline {
+                return Some(SegmentName::containing(timeline, begin, size));
+            }
+            begin = *end;
+        }
+        (timeline == self.timeline).then(|| SegmentName::containing(timeline, begin, size))
+    }
+
+    /// The timelines that come after `segment`'s, if `segment` is one of those from the first of its timeline up to, but not
+    /// including, the one in which the next timeline begins: a server that follows this history finds it on no other
+    /// timeline. Otherwise none.
     pub fn after(&self, segment: SegmentName, size: SegmentSize) -> impl Iterator<Item = u32> {
-        let needed = self.ancestors.iter().position(|(timeline, _)| *timeline == segment.timeline()).filter(|at| {
-            let begin = at.checked_sub(1).map_or(Lsn(0), |before| self.ancestors[before].1);
-            let [first, end] =
-                [begin, self.ancestors[*at].1].map(|lsn| SegmentName::containing(segment.timeline(), lsn, size));
-            segment.number(size).is_some() && (first..end).contains(&segment)
+        let timeline = segment.timeline();
+        let at = self.ancestors.iter().position(|(ancestor, _)| *ancestor == timeline).filter(|at| {
+            let first = self.first_segment(timeline, size);
+            let of_switch = SegmentName::containing(timeline, self.ancestors[*at].1, size);
+            segment.number(size).is_some() && first.is_some_and(|first| (first..of_switch).contains(&segment))
         });
-        let later = needed.map_or(&[][..], |at| &self.ancestors[at + 1..]);
-        later.iter().map(|(timeline, _)| *timeline).chain(needed.map(|_| self.timeline))
+        let later = at.map_or(&[][..], |at| &self.ancestors[at + 1..]);
+        later.iter().map(|(ancestor, _)| *ancestor).chain(at.map(|_| self.timeline))
     }
 }
 
@@ -79,6 +91,17 @@ mod tests {
         for segment in 8..11 {
             assert_eq!(after(4, segment), [0; 0], "{segment}");
         }
+    }
+
+    #[test]
+    fn a_timeline_begins_in_the_segment_of_the_switch() {
+        let history = TimelineHistory::parse(7, TEXT).unwrap();
+        let first = |timeline| history.first_segment(timeline, SIZE).map(|name| name.to_string());
+        for (timeline, segment) in [(1, 0), (3, 5), (4, 9), (7, 9)] {
+            assert_eq!(first(timeline), Some(format!("{timeline:08X}00000000{segment:08X}")));
+        }
+        assert_eq!(first(2), None);
+        assert_eq!(first(8), None);
     }
 
     #[test]
