@@ -10,9 +10,9 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use support::archive::Program;
-use support::s3::{Operation, S3Server, What, When};
-use support::{Archive, Mode, PgCluster};
+use rustix::process::{Signal, kill_process};
+use support::s3::{Operation, What, When};
+use support::{Archive, Mode, PgCluster, Program, S3Server};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -137,7 +137,7 @@ fn a_recovery_ends_although_its_archive_fails_in_the_last_moment() {
 
 #[test]
 fn a_promotion_that_lacks_its_timelines_history_stops_and_says_what_to_do() {
-    for major in [15, 18] {
+    for major in [11, 15, 18] {
         let mut site = Site::new(major);
         site.promote_primary();
         site.write();
@@ -147,17 +147,23 @@ fn a_promotion_that_lacks_its_timelines_history_stops_and_says_what_to_do() {
         let copy = site.copy.data_dir().to_owned();
         fs::remove_file(copy.join("pg_wal/00000002.history")).unwrap();
         site.server().faults().add(When::any(), What::slow_down());
-        site.copy.psql("select pg_promote(false)");
+        // what pg_ctl promote does before it waits
+        fs::write(copy.join("promote"), "").unwrap();
+        kill_process(site.copy.pid().unwrap(), Signal::USR1).unwrap();
         site.copy.wait_until("it has stopped", LIMIT, || !site.copy.is_running());
         let log = site.copy.log();
         for part in ["exit code 250", "HINT:  The promotion stops half-way", "OLD timeline", "make standby.signal"] {
             assert!(log.contains(part), "{part} is not in {log}");
         }
-        assert!(!copy.join("standby.signal").exists());
 
         // what the hint says
         site.server().faults().clear();
-        site.copy.set_standby();
+        if major < 12 {
+            fs::rename(copy.join("recovery.done"), copy.join("recovery.conf")).unwrap();
+        } else {
+            assert!(!copy.join("standby.signal").exists());
+            site.copy.set_standby();
+        }
         site.copy.start();
         site.wait_for_rows();
         assert_eq!(site.copy.psql("select pg_is_in_recovery()"), "t");
