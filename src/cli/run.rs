@@ -436,6 +436,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_promotion_is_not_held_up_for_what_it_goes_on_without() {
+        let patience = |doubt, wish| {
+            let policy = fetch_retries(Caller::WalFetch(doubt), wish);
+            (policy.patience_once_reached.unwrap().as_secs(), policy.expired_patience.as_secs())
+        };
+        for (wish, expected) in [(None, 10), (Some(900), 10), (Some(2), 2)] {
+            assert_eq!(patience(Doubt::GoOn, wish), (expected, expected), "{wish:?}");
+        }
+        assert_eq!(patience(Doubt::StopPromotion, None).0, 900);
+        assert_eq!(patience(Doubt::AskAgain, Some(5)).0, 5);
+    }
+
+    #[test]
     fn patience_is_never_cut_short_by_a_number_of_tries() {
         for patience in [WAL_PATIENCE, RECOVERY_PATIENCE] {
             let policy = patient_for(patience);
