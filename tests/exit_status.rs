@@ -8,7 +8,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use support::WalSite as Site;
@@ -433,7 +433,7 @@ fn the_recovery_mode_is_the_data_directorys() {
     /// What it is, the contents of `PG_VERSION`, other files by name and contents, and the status in doubt.
     type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)], i32);
     let cases: &[Case] = &[
-        ("nothing", "15", &[], 250),
+        ("nothing, and no server that could be promoted", "15", &[], 250),
         ("standby.signal", "15", &[("standby.signal", "")], 75),
         ("recovery.signal", "15", &[("recovery.signal", "")], 250),
         ("both: standby wins", "15", &[("standby.signal", ""), ("recovery.signal", "")], 75),
@@ -473,6 +473,70 @@ fn the_recovery_mode_is_the_data_directorys() {
         std::os::unix::fs::symlink(&elsewhere, site.wal.path()).unwrap();
         assert_eq!(offline(site.data(), DESTINATION, &[]), *expected, "{what}, pg_wal a link");
         assert_eq!(offline(Path::new("/"), &absolute, &[]), *expected, "{what}, pg_wal a link, absolute");
+    }
+}
+
+#[test]
+fn what_is_missing_before_a_switch_of_timelines_stops_recovery_on_the_timeline_that_has_it() {
+    let site = Site::with_segment();
+    fs::create_dir(site.data().join("global")).unwrap();
+    fs::write(site.data().join("global/pg_control"), support::hand_made_backup::control_file()).unwrap();
+    fs::write(site.data().join("postmaster.pid"), format!("{}\n/data\n1700000000\n", std::process::id())).unwrap();
+    fs::write(site.data().join("recovery.signal"), "").unwrap();
+    site.server.put_object("b", "p/wal_005/00000002000000000000000B.lzo", "x");
+    let fetch = |name| site.wal_eve().run(["wal-fetch", name, DESTINATION]);
+    fetch("000000010000000000000008").assert_code(1);
+    // timeline 2 begins in segment A
+    let history = site.wal.file("00000002.history");
+    fs::write(&history, "1\t0/A80000\tno recovery target specified\n").unwrap();
+    for name in ["000000010000000000000008", "000000010000000000000009", "00000002000000000000000A"] {
+        let said = fetch(name).assert_code(250);
+        says(
+            &said,
+            &[&format!("segment {name} is missing from the archive, although 00000002000000000000000B is there")],
+        );
+    }
+    for name in ["00000001000000000000000A", "00000001000000000000000B", "000000020000000000000009"] {
+        assert_eq!(fetch(name).assert_code(1).stderr_text(), "", "{name}");
+    }
+    // the history of an earlier start
+    let before = UNIX_EPOCH + Duration::from_secs(1_699_999_999);
+    fs::File::options().append(true).open(&history).unwrap().set_modified(before).unwrap();
+    fetch("000000010000000000000008").assert_code(1);
+}
+
+/// Stopped then, the server would start again as a primary on its old timeline.
+#[test]
+fn a_promotion_that_is_almost_done_stops_only_for_a_history_that_it_needs() {
+    let site = Site::with_segment();
+    fs::write(site.data().join("postmaster.pid"), format!("{}\n", std::process::id())).unwrap();
+    let wal_eve = site.wal_eve().env_remove("WALE_S3_PREFIX");
+    let fetch = |name: &'static str, more: &[&'static str]| {
+        wal_eve.run(["wal-fetch", name, "pg_wal/RECOVERYHISTORY"].iter().chain(more))
+    };
+    // timeline 1 has no history
+    for more in [vec![], vec!["--on-outage=stop"], vec!["--bogus"], vec!["--envdir", "/no/such"]] {
+        fetch("00000001.history", &more).assert_code(75);
+    }
+    let panic = wal_eve.clone().env("WAL_EVE_PANIC", "wal-fetch");
+    panic.run(["wal-fetch", "00000001.history", "pg_wal/RECOVERYHISTORY"]).assert_code(75);
+    // others' are needed, and it is said what follows
+    let output = fetch("00000002.history", &[]).assert_code(250);
+    says(&output, &["no storage prefix", "HINT:  The promotion stops half-way", "OLD timeline", "standby.signal"]);
+    fetch("00000002.history", &["--bogus"]).assert_code(250);
+    // unless the server has a copy
+    fs::write(site.wal.file("00000002.history"), "1\t0/700000\tno recovery target specified\n").unwrap();
+    fetch("00000002.history", &[]).assert_code(75);
+    fetch(NAME, &[]).assert_code(250);
+}
+
+#[test]
+fn an_outage_while_a_server_looks_for_a_free_timeline_is_told_as_what_it_is() {
+    let offline = |site: &Site, name| site.wal_eve().env_remove("WALE_S3_PREFIX").run(["wal-fetch", name, DESTINATION]);
+    let hint = "HINT:  A server that is promoted while the archive does not answer";
+    says(&offline(&Site::standby(), "00000002.history").assert_code(75), &["no storage prefix", hint]);
+    for (site, name) in [(Site::standby(), NAME), (Site::with_segment(), "00000002.history")] {
+        assert!(!offline(&site, name).stderr_text().contains(hint));
     }
 }
 

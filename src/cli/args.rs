@@ -297,7 +297,9 @@ pub(super) struct WalPushArgs {
 ///
 /// Exits with 0 when the file is in place, whole and checked, and with 1 only when the archive has just said that it does not
 /// hold it. Every other outcome - an outage, wrong credentials, a damaged object, a full disk - is 75 in standby mode, where
-/// PostgreSQL asks again, and 250 otherwise, where a lower status would end recovery and promote with WAL missing.
+/// PostgreSQL asks again, and 250 otherwise, where a lower status would end recovery and promote with WAL missing. The one
+/// exception is a history that a server asks for at the end of its promotion without needing it, which is 75: stopped then, it
+/// would start again as a primary on its old timeline.
 ///
 /// While a server replays segment after segment, a process in the background fetches the next ones into
 /// pg_wal/.wal-e/prefetch, or below WALE_PREFETCH_DIR, and a call only has to rename what is there. It takes a quarter of the
@@ -319,7 +321,7 @@ pub(super) struct WalFetchArgs {
     /// What to tell PostgreSQL when it cannot be said whether the file exists, instead of going by the recovery mode
     #[arg(long, value_name = "POLICY")]
     pub(super) on_outage: Option<OnOutage>,
-    /// How long to keep trying while the store cannot be reached [default: 60 in standby mode, where PostgreSQL asks again, 900 otherwise]
+    /// How long to keep trying while the store cannot be reached [default: 60 in standby mode, where PostgreSQL asks again, 900 otherwise; at most 10 for what a promotion goes on without]
     #[arg(long, value_name = "SECONDS")]
     pub(super) patience: Option<u64>,
 }
@@ -371,7 +373,7 @@ pub(super) struct PrefetchStatusArgs {
 pub(super) enum OnOutage {
     /// Exit with 75: a standby asks again, a recovery ends. A segment missing from the archive's middle is an end like any other
     Retry,
-    /// Exit with 250: recovery stops with an error and can be started again
+    /// Exit with 250: recovery stops with an error and can be started again. Not for what a promotion goes on without
     Stop,
 }
 

@@ -19,13 +19,11 @@ pub(super) const SOURCE_VARIABLE: &str = "WAL_EVE_ENVDIR";
 /// When the directory cannot be read: a message for the user.
 pub fn re_execution(args: &[OsString]) -> Result<Option<Command>, String> {
     let Some((directory, rest)) = split(args) else { return Ok(None) };
-    let failed =
-        |failed: io::Error| format!("could not read the environment directory \"{}\": {failed}", directory.display());
-    let variables = read(&directory).map_err(failed)?;
+    let variables = read(&directory)?;
     let this = std::env::current_exe().map_err(|failed| format!("could not find the running program: {failed}"))?;
     let mut command = Command::new(this);
     // absolute, since a prefetcher works elsewhere
-    command.args(rest).env(SOURCE_VARIABLE, std::path::absolute(&directory).map_err(failed)?);
+    command.args(rest).env(SOURCE_VARIABLE, std::path::absolute(&directory).map_err(unreadable(&directory))?);
     for (name, value) in variables {
         match value {
             Some(value) => command.env(name, value),
@@ -64,18 +62,31 @@ type Variables = Vec<(OsString, Option<OsString>)>;
 
 /// Each file is a variable: its first line, without trailing blanks, with NUL for newline. An empty file unsets it. Hidden
 /// files and names with `=` are left alone.
-fn read(directory: &Path) -> io::Result<Variables> {
+fn read(directory: &Path) -> Result<Variables, String> {
     let mut variables = Variables::new();
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
+    for entry in fs::read_dir(directory).map_err(unreadable(directory))? {
+        let entry = entry.map_err(unreadable(directory))?;
         let name = entry.file_name();
         if name.as_bytes().starts_with(b".") || name.as_bytes().contains(&b'=') || !entry.path().is_file() {
             continue;
         }
-        let contents = fs::read(entry.path())?;
-        variables.push((name, value(&contents)));
+        if let Some(contents) = contents(&entry.path())? {
+            variables.push((name, value(&contents)));
+        }
     }
     Ok(variables)
+}
+
+/// A file's bytes; none when it is gone since the directory was listed: whoever rotates credentials may remove files.
+fn contents(file: &Path) -> Result<Option<Vec<u8>>, String> {
+    match fs::read(file) {
+        Err(gone) if gone.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(|failed| format!("could not read \"{}\": {failed}", file.display())),
+    }
+}
+
+fn unreadable(directory: &Path) -> impl Fn(io::Error) -> String {
+    move |failed| format!("could not read the environment directory \"{}\": {failed}", directory.display())
 }
 
 fn value(contents: &[u8]) -> Option<OsString> {
@@ -153,6 +164,15 @@ mod tests {
         assert_eq!(command.get_args().collect::<Vec<_>>(), ["version"]);
         assert!(command.get_envs().any(|(name, value)| name == "B" && value.is_none()));
         assert!(re_execution(&["wal-e".into(), "--envdir".into(), "/no/such".into()]).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_no_variable_and_one_that_cannot_be_read_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(contents(&directory.path().join("GONE")), Ok(None));
+        // a directory can be opened and not be read
+        let failed = contents(directory.path()).unwrap_err();
+        assert!(failed.contains(&directory.path().display().to_string()), "{failed}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{self, Write as _};
 
 use super::log;
+use super::recovery::Doubt;
 use crate::commands::{CommandError, Kind};
 use crate::cutover::{self, CutoverError};
 use crate::formats::error_line::joined;
@@ -32,8 +33,8 @@ impl ExitStatus {
 pub(super) enum Caller {
     /// `archive_command`, whose status must not exceed 125.
     WalPush,
-    /// `restore_command`: this status whatever went wrong.
-    WalFetch(ExitStatus),
+    /// `restore_command`: the same status whatever went wrong.
+    WalFetch(Doubt),
     /// A person or a script.
     Other,
 }
@@ -67,8 +68,8 @@ impl Failure {
     }
 
     pub(super) fn status(&self, caller: Caller) -> ExitStatus {
-        if let Caller::WalFetch(cannot_say) = caller {
-            return cannot_say;
+        if let Caller::WalFetch(doubt) = caller {
+            return doubt.status();
         }
         match self {
             Self::Usage(..) => ExitStatus::USER,
@@ -135,7 +136,7 @@ mod tests {
     fn every_kind_has_its_status() {
         use storage::Kind;
         let statuses = |failure: Failure| {
-            let fetch = Caller::WalFetch(ExitStatus::STOP_RECOVERY);
+            let fetch = Caller::WalFetch(Doubt::Stop);
             [Caller::Other, Caller::WalPush, fetch].map(|caller| failure.status(caller).0)
         };
         assert_eq!(statuses(storage(Kind::Unavailable)), [2, 75, 250]);

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::args::{GlobalArgs, PrefetchArgs, WalFetchArgs};
 use super::environment::Environment;
 use super::exit::Failure;
+use super::recovery::data_directory;
 use super::store::ArchiveConfig;
 use crate::commands::backup_fetch::FirstWal;
 use crate::formats::wal_name::{SegmentName, SegmentSize};
@@ -33,16 +34,6 @@ const FIRST_ASK_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// The same after a restore, where people still have to configure the server before they start it.
 const FIRST_ASK_TIMEOUT_AFTER_RESTORE: Duration = Duration::from_secs(60 * 60);
-
-/// The cluster that a `wal-fetch` to `destination` works for, where that can be told.
-pub(super) fn system_identifier(destination: &Path) -> Option<u64> {
-    data_directory(destination)?.system_identifier().ok()
-}
-
-/// The data directory that a `%p` lies in, where that can be told.
-fn data_directory(wal_path: &Path) -> Option<DataDirectory> {
-    DataDirectory::of_wal_path(&std::env::current_dir().ok()?, wal_path).ok()
-}
 
 /// Removes what a killed prefetcher has left for the server whose `%p` this is. For calls that start no prefetcher, which would
 /// do it: after them there may never be another one.

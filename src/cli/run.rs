@@ -17,9 +17,9 @@ use super::args::{
 };
 use super::environment::Environment;
 use super::exit::{Caller, ExitStatus, Failure};
-use super::recovery::usage_status;
+use super::recovery::{Doubt, data_directory, usage_status};
 use super::store::ArchiveConfig;
-use super::{backup_table, connection, cutover, delete_text, log, next_steps, prefetch, progress_line, recovery};
+use super::{backup_table, connection, cutover, delete_text, log, next_steps, prefetch, progress_line};
 use crate::commands::backup_fetch::{BackupFetchOptions, FirstWal, TablespaceChoice, backup_fetch};
 use crate::commands::backup_list::{BackupListOptions, backup_list};
 use crate::commands::backup_push::{BackupPushOptions, backup_push};
@@ -41,6 +41,9 @@ const WAL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long `wal-fetch` keeps trying outside of standby mode, where giving up stops recovery: 15 min.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// The same for a file that a promotion goes on without: 10 s, for which it is held up.
+const PROMOTION_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Requests under way at once that a backup command may make for each partition of its pool: two parts, and the next one.
 const REQUESTS_PER_PARTITION: usize = 3;
@@ -73,7 +76,10 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     }
     let caller = match &command {
         Command::WalPush(_) => Caller::WalPush,
-        Command::WalFetch(fetch) => Caller::WalFetch(recovery::status(fetch.on_outage, &fetch.destination)),
+        Command::WalFetch(fetch) => {
+            let name = fetch.segment.parse().ok();
+            Caller::WalFetch(Doubt::of(fetch.on_outage, name.as_ref(), &fetch.destination))
+        }
         _ => Caller::Other,
     };
     let config = || ArchiveConfig::new(&global, &environment);
@@ -93,6 +99,11 @@ pub fn run(args: &[OsString]) -> ExitStatus {
     };
     done.unwrap_or_else(|failure| {
         failure.report();
+        if let Caller::WalFetch(doubt) = caller
+            && let Some(hint) = doubt.hint()
+        {
+            note(&format!("HINT:  {hint}"));
+        }
         failure.status(caller)
     })
 }
@@ -173,13 +184,11 @@ fn fetch(
             Answer::Direct(why) => why.iter().for_each(|why| tracing::warn!("fetching without the prefetcher: {why}")),
         }
     }
-    let usual = if caller == Caller::WalFetch(ExitStatus::LATER) { WAL_PATIENCE } else { RECOVERY_PATIENCE };
-    let patience = args.patience.map_or(usual, Duration::from_secs);
-    let archive = config.open(patient_for(patience), nonzero(REQUESTS_PER_PARTITION));
-    let refuse_gap = caller != Caller::WalFetch(ExitStatus::LATER);
-    let system_identifier = prefetch::system_identifier(&args.destination);
+    let archive = config.open(fetch_retries(caller, args.patience), nonzero(REQUESTS_PER_PARTITION));
+    let refuse_gap = caller == Caller::WalFetch(Doubt::Stop);
+    let data_directory = data_directory(&args.destination);
     let options =
-        WalFetchOptions { file_name: args.segment, destination: args.destination, system_identifier, refuse_gap };
+        WalFetchOptions { file_name: args.segment, destination: args.destination, data_directory, refuse_gap };
     match run_to_end(light_runtime(), wal_fetch(&archive, &options))? {
         Fetched::Restored => {
             if let Some(ahead) = ahead {
@@ -344,6 +353,19 @@ fn patient_for(patience: Duration) -> RetryPolicy {
     }
 }
 
+/// For `wal-fetch`, by what its giving up means for the server.
+fn fetch_retries(caller: Caller, wish: Option<u64>) -> RetryPolicy {
+    let patience = |usual| wish.map_or(usual, Duration::from_secs);
+    match caller {
+        Caller::WalFetch(Doubt::GoOn) => {
+            let patience = patience(PROMOTION_PATIENCE).min(PROMOTION_PATIENCE);
+            RetryPolicy { expired_patience: patience, ..patient_for(patience) }
+        }
+        Caller::WalFetch(Doubt::AskAgain | Doubt::AskAgainForHistory) => patient_for(patience(WAL_PATIENCE)),
+        _ => patient_for(patience(RECOVERY_PATIENCE)),
+    }
+}
+
 /// For what takes hours: a wrong address is found out within a minute, and once the work is under way an outage may last a
 /// quarter of an hour before it is all given up.
 fn patient_once_reached() -> RetryPolicy {
@@ -419,6 +441,19 @@ fn print_after_work(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_promotion_is_not_held_up_for_what_it_goes_on_without() {
+        let patience = |doubt, wish| {
+            let policy = fetch_retries(Caller::WalFetch(doubt), wish);
+            (policy.patience_once_reached.unwrap().as_secs(), policy.expired_patience.as_secs())
+        };
+        for (wish, expected) in [(None, 10), (Some(900), 10), (Some(2), 2)] {
+            assert_eq!(patience(Doubt::GoOn, wish), (expected, expected), "{wish:?}");
+        }
+        assert_eq!(patience(Doubt::StopPromotion, None).0, 900);
+        assert_eq!(patience(Doubt::AskAgain, Some(5)).0, 5);
+    }
 
     #[test]
     fn patience_is_never_cut_short_by_a_number_of_tries() {

@@ -14,6 +14,7 @@ pub mod python_json;
 pub mod restore_spec;
 pub mod sentinel;
 pub mod tar_partition;
+pub mod timeline_history;
 pub mod wal_name;
 pub mod wal_page;
 pub mod wal_position;

@@ -71,6 +71,11 @@ impl SegmentName {
         self.timeline
     }
 
+    /// The segment of the same number on another timeline.
+    pub fn on_timeline(self, timeline: u32) -> Self {
+        Self { timeline, ..self }
+    }
+
     /// The middle field: which 4 GiB of WAL.
     pub fn log(self) -> u32 {
         self.log

@@ -13,6 +13,7 @@ pub mod control_file;
 pub mod data_directory;
 mod error;
 pub mod finding;
+pub mod followed_timeline;
 pub mod quote;
 pub mod recovery_mode;
 pub mod recovery_process;

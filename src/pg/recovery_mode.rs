@@ -2,9 +2,11 @@
 //! (`design.md`, "Exit status").
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use super::data_directory::DataDirectory;
+use super::recovery_process::recovery_process;
 
 /// What kind of recovery a data directory is set up for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,24 +15,37 @@ pub enum RecoveryMode {
     Standby,
     /// Recovery that ends, and promotes, at the first file that is not available.
     Recovery,
+    /// A promotion that is almost done. The server has removed its signal file (up to 11: renamed `recovery.conf`), and asks
+    /// for its old timeline's history, to write the new one's. Stopped now, it would start as a primary on the old timeline.
+    Promotion,
     /// It cannot be told, which has to count as [`RecoveryMode::Recovery`].
     Unknown,
 }
 
 impl RecoveryMode {
     /// Looks into the data directory. `standby.signal` wins over `recovery.signal`, as in the server; up to 11
-    /// `standby_mode` in `recovery.conf` decides.
+    /// `standby_mode` in `recovery.conf` decides. Without any of them, the server that runs there is being promoted: only
+    /// archive recovery asks for files.
     pub fn of(directory: &DataDirectory) -> Self {
         let path = directory.path();
         if directory.major().uses_recovery_conf() {
-            return fs::read(path.join("recovery.conf")).map_or(Self::Unknown, |text| Self::from_recovery_conf(&text));
+            return match fs::read(path.join("recovery.conf")) {
+                Ok(text) => Self::from_recovery_conf(&text),
+                Err(absent) if absent.kind() == io::ErrorKind::NotFound => Self::without_signal(directory),
+                Err(_) => Self::Unknown,
+            };
         }
         let signals = ["standby.signal", "recovery.signal"].map(|name| exists(&path.join(name)));
         match signals {
             [Some(true), _] => Self::Standby,
             [Some(false), Some(true)] => Self::Recovery,
+            [Some(false), Some(false)] => Self::without_signal(directory),
             _ => Self::Unknown,
         }
+    }
+
+    fn without_signal(directory: &DataDirectory) -> Self {
+        if recovery_process(directory).is_some() { Self::Promotion } else { Self::Unknown }
     }
 
     /// Reads the content of a `recovery.conf`: the last `standby_mode` counts, and the default is off.
@@ -201,6 +216,23 @@ mod tests {
         assert_eq!(RecoveryMode::of(&directory), RecoveryMode::Recovery);
         fs::write(data.path().join("standby.signal"), "").unwrap();
         assert_eq!(RecoveryMode::of(&directory), RecoveryMode::Standby);
+    }
+
+    #[test]
+    fn a_running_server_without_a_signal_is_being_promoted() {
+        for (major, signal) in [("11\n", "recovery.conf"), ("12\n", "recovery.signal")] {
+            let data = tempfile::tempdir().unwrap();
+            fs::write(data.path().join("PG_VERSION"), major).unwrap();
+            let directory = DataDirectory::open(data.path()).unwrap();
+            let pid_file = data.path().join("postmaster.pid");
+            // no process has this number: the largest that Linux gives is 2^22
+            fs::write(&pid_file, "4194999\n").unwrap();
+            assert_eq!(RecoveryMode::of(&directory), RecoveryMode::Unknown, "it is no server's");
+            fs::write(&pid_file, format!("{}\n", std::os::unix::process::parent_id())).unwrap();
+            assert_eq!(RecoveryMode::of(&directory), RecoveryMode::Promotion);
+            fs::write(data.path().join(signal), "").unwrap();
+            assert_eq!(RecoveryMode::of(&directory), RecoveryMode::Recovery);
+        }
     }
 
     #[test]

@@ -482,7 +482,7 @@ impl Prefetcher {
         } else if self.last_ask.elapsed() < REPORT_INTERVAL {
             for absent in self.missed.for_at_least(REPORT_INTERVAL) {
                 let (store, layout) = (Arc::clone(&self.store), self.layout.clone());
-                self.inquiries.spawn(async move { Finding::gap(&*store, &layout, absent).await });
+                self.inquiries.spawn(async move { Finding::gap(&*store, &layout, absent, size).await });
             }
         }
     }

@@ -1,6 +1,7 @@
 //! How far an archive reaches beyond a segment, by a few listings: for estimates and for gaps, never for "not there".
 
 use crate::formats::key::Layout;
+use crate::formats::timeline_history::TimelineHistory;
 use crate::formats::wal_name::{SegmentName, SegmentSize};
 use crate::storage::{self, Store, list_all};
 
@@ -52,6 +53,23 @@ pub async fn next_after(
     let prefix = layout.wal_timeline(absent.timeline());
     let page = store.list(&prefix, Some(&layout.wal(&absent.to_string()))).await?;
     Ok(page.objects.iter().find_map(|row| segment_of(layout, &row.key)))
+}
+
+/// The first segment after `absent` that the archive holds on one of the timelines that come after its own by `history`,
+/// if `absent` is needed on its own.
+pub async fn next_on_later_timelines(
+    store: &dyn Store,
+    layout: &Layout,
+    absent: SegmentName,
+    history: &TimelineHistory,
+    size: SegmentSize,
+) -> storage::Result<Option<SegmentName>> {
+    for timeline in history.after(absent, size) {
+        if let Some(next) = next_after(store, layout, absent.on_timeline(timeline)).await? {
+            return Ok(Some(next));
+        }
+    }
+    Ok(None)
 }
 
 async fn last_of(
@@ -112,5 +130,21 @@ mod tests {
         assert_eq!(after(10).await, Some(name(1, 12)));
         assert_eq!(after(400).await, None);
         assert_eq!(next_after(&store, &layout, name(2, 10)).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn before_a_switch_later_timelines_show_what_comes_after_a_gap() {
+        let (store, layout) = archive(3..5);
+        let history = TimelineHistory::parse(3, "1\t0/6800000\t\n2\t0/8800000\t\n").unwrap();
+        let after = async |segment| next_on_later_timelines(&store, &layout, segment, &history, SIZE).await.unwrap();
+        assert_eq!(after(name(1, 5)).await, None, "nothing comes after it");
+        store.overwrite(&layout.wal(&name(3, 9).to_string()), "x");
+        assert_eq!(after(name(1, 5)).await, Some(name(3, 9)));
+        store.overwrite(&layout.wal(&name(2, 6).to_string()), "x");
+        assert_eq!(after(name(1, 5)).await, Some(name(2, 6)));
+        // it may be on timeline 2, and if it is not, that is asked for as well
+        assert_eq!(after(name(1, 6)).await, None);
+        assert_eq!(after(name(2, 6)).await, Some(name(3, 9)));
+        assert_eq!(after(name(3, 8)).await, None);
     }
 }

@@ -12,7 +12,9 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use super::progress::{Progress, Stage};
 use super::turns::Turns;
 use super::{Result, TransferError, cores, decompress, off_async};
+use crate::formats::key::Layout;
 use crate::formats::lzop::Block;
+use crate::formats::timeline_history::TimelineHistory;
 use crate::formats::wal_name::{SegmentName, WalName};
 use crate::formats::wal_page::{self, LONG_HEADER_LEN, LongPageHeader};
 use crate::fs::staged::StagedFile;
@@ -159,6 +161,22 @@ fn check(name: SegmentName, system_identifier: Option<u64>, start: &[u8], size: 
 /// The header of the archived segment `name`'s first page; none when the archive does not hold it. Only the object's first
 /// block is read.
 pub async fn first_page(store: &dyn Store, key: &str, name: SegmentName) -> Result<Option<LongPageHeader>> {
+    let Some(plain) = first_block(store, key).await? else { return Ok(None) };
+    let not_the_segment = |source| TransferError::NotTheSegment { url: store.url(key), source };
+    let page = LongPageHeader::parse(&plain).map_err(not_the_segment)?;
+    wal_page::check_segment(name, &plain, page.segment_size.bytes()).map_err(not_the_segment)?;
+    Ok(Some(page))
+}
+
+/// The history of `timeline`; none when the archive does not hold one that the server would accept. Only the object's first
+/// block is read, which has room for thousands of ancestors.
+pub async fn archived_history(store: &dyn Store, layout: &Layout, timeline: u32) -> Result<Option<TimelineHistory>> {
+    let plain = first_block(store, &layout.wal(&WalName::History { timeline }.to_string())).await?;
+    Ok(plain.and_then(|plain| TimelineHistory::parse(timeline, &String::from_utf8_lossy(&plain)).ok()))
+}
+
+/// The plain bytes of an object's first block, none of an empty object; none when the archive does not hold it.
+async fn first_block(store: &dyn Store, key: &str) -> Result<Option<Vec<u8>>> {
     let url = store.url(key);
     let object = match store.get(key, 0, None).await {
         Err(absent) if absent.kind() == crate::storage::Kind::NotFound => return Ok(None),
@@ -170,8 +188,5 @@ pub async fn first_page(store: &dyn Store, key: &str, name: SegmentName) -> Resu
         plain.resize(block.plain_len(), 0);
         decompress::decode(&url, &block, &mut plain)?;
     }
-    let not_the_segment = |source| TransferError::NotTheSegment { url: url.clone(), source };
-    let page = LongPageHeader::parse(&plain).map_err(not_the_segment)?;
-    wal_page::check_segment(name, &plain, page.segment_size.bytes()).map_err(not_the_segment)?;
-    Ok(Some(page))
+    Ok(Some(plain))
 }
