@@ -235,6 +235,52 @@ fn a_promotion_that_was_only_announced_is_fenced_anew() {
     assert_promoted(&migration, &[]);
 }
 
+/// A promotion that has its proof and was announced, but whose command fails, with the source archiving no more.
+fn announced() -> Migration {
+    let mut migration = MigrationOptions::from(11).make();
+    migration.wal_eve().run(["cutover", "promote", "--set", "replica.promote_command=exit 1"]).assert_code(1);
+    assert!(migration.has_mark("fence-reached") && migration.has_mark("promoting"));
+    migration.source.stop(Mode::Fast);
+    migration.source.configure("archive_command = 'false'");
+    migration.source.start();
+    migration
+}
+
+/// Nothing is promoted while nobody can say what the source wrote meanwhile.
+fn assert_not_promoted_without_its_source(migration: &Migration) {
+    migration.source.psql_as("app", "insert into t (text) values ('meanwhile')").assert_success();
+    let away = "source.connection=host=/nowhere dbname=app user=app";
+    let ended = migration.wal_eve().run(["cutover", "promote", "--set", away]);
+    assert_ne!(ended.code(), Some(0), "{}", ended.stdout_text());
+    assert!(!migration.hooks().contains(&"switch_to_replica".to_owned()));
+    assert_undone(migration);
+}
+
+#[test]
+fn what_an_attempt_that_was_undone_had_proved_counts_no_more() {
+    let migration = announced();
+    let stubborn = "begin transaction read write; insert into t (text) values ('late'); commit";
+    migration.source.psql_as("app", stubborn).assert_success();
+    // the new last write is located, but never reaches the replica
+    let mut running = migration.spawn("promote");
+    let points = || migration.journal().matches("the source's last write is at").count();
+    wait_until("it is fenced anew", LIMIT, || points() == 2 || !running.is_running());
+    running.signal(Signal::KILL);
+    running.wait();
+    let said = migration.cutover("promote --set promote.budget=1s").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("All was undone"), "{said}");
+    assert_not_promoted_without_its_source(&migration);
+}
+
+#[test]
+fn what_a_promotion_that_was_given_up_had_proved_counts_no_more() {
+    let migration = announced();
+    // it ends with the fence lifted
+    migration.wal_eve().run(["cutover", "abort", "--set", "hooks.maintenance_off=exit 1"]).assert_code(1);
+    std::fs::remove_file(migration.file("maintenance")).unwrap();
+    assert_not_promoted_without_its_source(&migration);
+}
+
 #[test]
 fn a_command_that_fails_or_hangs_leaves_the_source_writable() {
     let migration = MigrationOptions::from(15).make();

@@ -107,17 +107,17 @@ async fn is_under_way(cutover: &mut Cutover) -> Result<bool> {
         return Ok(false);
     }
     let point = cutover.journal.data::<FencePoint>(Mark::FencePoint);
-    let source = match &point {
-        Some(_) => cutover.connect(Place::Source, Access::ReadOnly).await.ok(),
-        None => None,
-    };
-    let (mut is_fenced, mut is_proved) = (true, true);
-    if let (Some(mut source), Some(point)) = (source, &point) {
-        is_fenced = fence::stands(&mut source).await?;
-        is_proved = is_fenced && fence::transactions_since(&mut source, point).await? == 0;
-        source.close().await;
-    } else if point.is_some() {
-        tracing::warn!("the source cannot be asked whether its fence still stands: going on with what was proved");
+    // without a point there was no fence to begin with, but the user's word
+    let mut is_fenced = point.is_none() || cutover.journal.has(Mark::SourceFence);
+    let mut is_proved = is_fenced;
+    if let Some(point) = point.filter(|_| is_fenced) {
+        if let Ok(mut source) = cutover.connect(Place::Source, Access::ReadOnly).await {
+            is_fenced = fence::stands(&mut source).await?;
+            is_proved = is_fenced && fence::transactions_since(&mut source, &point).await? == 0;
+            source.close().await;
+        } else {
+            tracing::warn!("the source cannot be asked whether its fence still stands: going on with what was proved");
+        }
     }
     let mut replica = cutover.connect(Place::Replica, Access::ReadOnly).await?;
     let mut is_standby = replica.is_in_recovery().await?;
@@ -137,7 +137,6 @@ async fn is_under_way(cutover: &mut Cutover) -> Result<bool> {
         return Ok(true);
     }
     cutover.journal.record(Mark::Forked, "the replica was promoted, and the source went on without its fence", ())?;
-    cutover.journal.undo(Mark::Promoting, "the promotion counts for nothing")?;
     let failed = CutoverError::refused("the replica was promoted, and the source has been unfenced since")
         .with_detail(
             "What was written to the source since then is not on the replica, which cannot follow it any more.",
@@ -211,6 +210,7 @@ fn is_fenced(cutover: &Cutover, options: &PromoteOptions<'_>) -> Result<bool> {
 /// Everything up to the promotion.
 async fn reach_the_fence(cutover: &mut Cutover, options: &PromoteOptions<'_>) -> Result<()> {
     let deadline = Instant::now() + cutover.plan.promote.budget;
+    withdraw(cutover)?;
     if !cutover.journal.has(Mark::PromoteMaintenance) {
         cutover.journal.record(Mark::PromoteMaintenance, "the downtime begins", ())?;
     }
@@ -390,14 +390,30 @@ async fn undone(cutover: &mut Cutover, failed: CutoverError) -> CutoverError {
     MOVE.explain(cutover, failed, undone)
 }
 
-/// Lifts the fence from the source, lets the replica be as it was, and switches maintenance off.
+/// Takes back what an attempt proved and announced, so that nothing of it passes for the next one's. The announcement goes
+/// first: without a fence point it would be one that never needed a fence.
+fn withdraw(cutover: &mut Cutover) -> Result<()> {
+    for mark in [Mark::Promoting, Mark::Promoted, Mark::WritesProved, Mark::FenceReached, Mark::FencePoint] {
+        if cutover.journal.has(mark) {
+            cutover.journal.undo(mark, "an attempt to promote counts for nothing")?;
+        }
+    }
+    Ok(())
+}
+
+/// Withdraws the attempt, lifts the fence from the source, lets the replica be as it was, and switches maintenance off.
 ///
 /// # Errors
 ///
-/// What could not be undone; the rest was.
+/// What could not be undone; the rest was. A promotion that cannot be withdrawn in the journal keeps its fence.
 pub async fn undo(cutover: &mut Cutover) -> Result<()> {
+    let was_announced = cutover.journal.has(Mark::Promoting);
+    let withdrawn = match withdraw(cutover) {
+        Err(failed) if was_announced => return Err(failed),
+        withdrawn => withdrawn,
+    };
     let retreated = MOVE.retreat(cutover).await;
-    unhurry(cutover).await.and(retreated)
+    unhurry(cutover).await.and(retreated).and(withdrawn)
 }
 
 /// From the promotion on: only forward.
