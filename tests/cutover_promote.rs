@@ -8,8 +8,10 @@ mod support;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::cutover::{LIMIT, Migration, MigrationOptions};
+use support::check_report::check;
+use support::cutover::{LIMIT, Migration, MigrationOptions, conninfo};
 use support::postgres::wait_until;
+use support::replica::restored;
 use support::{Mode, PgCluster, Program};
 
 const INSERT: &str = "insert into t (text) values (md5(random()::text)) returning id::text";
@@ -359,6 +361,77 @@ fn without_a_source_the_users_word_is_needed() {
     wal_eve.run(["cutover", "promote", "--without-fence"]).assert_success();
     assert_eq!(migration.replica.psql_as("app", "select count(*) from t").stdout_text().trim(), "1");
     assert!(migration.is_writable(&migration.replica));
+}
+
+#[test]
+fn a_standby_of_another_cluster_is_refused() {
+    let migration = MigrationOptions::from(15).make();
+    let mut stranger = PgCluster::init(15);
+    stranger.start();
+    for sql in ["create role app login", "create database app owner app"] {
+        stranger.psql(sql);
+    }
+    // its LSN is past whatever the source's will be
+    for _ in 0..3 {
+        stranger.switch_wal();
+    }
+    stranger.stop(Mode::Fast);
+    stranger.set_standby();
+    stranger.start();
+    let set = format!("replica.connection={}", conninfo(&stranger, "postgres"));
+    let said = migration.wal_eve().run(["cutover", "promote", "--set", &set]).assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("the replica is no copy of the source"), "{said}");
+    assert_eq!(stranger.psql("select pg_is_in_recovery()"), "t");
+    assert_eq!(migration.hooks(), Vec::<String>::new());
+    assert_undone(&migration);
+}
+
+#[test]
+fn a_replica_that_a_failover_left_behind_is_refused() {
+    let mut migration = MigrationOptions::from(15).make();
+    migration.replica.configure("recovery_target_timeline = 'current'");
+    migration.replica.stop(Mode::Fast);
+    migration.replica.start();
+    // the source's last segments, which the failover will lose
+    for _ in 0..3 {
+        migration.source.switch_wal();
+    }
+    migration.replica.wait_until_sql("select count(*) = 3 from switched", LIMIT);
+    migration.source.stop(Mode::Fast);
+    let archive = &migration.archive;
+    let mut successor = restored(archive, 15, &[], &archive.restore_command(Program::WalEve));
+    for line in
+        ["recovery_target = 'immediate'", "recovery_target_action = 'promote'", "archive_mode = on", "fsync = off"]
+    {
+        successor.configure(line);
+    }
+    successor.configure(&archive.archive_command(Program::WalEve));
+    successor.set_recovery();
+    successor.start();
+    successor.wait_until_sql("select not pg_is_in_recovery()", LIMIT);
+    successor.psql_as("app", INSERT).assert_success();
+    let history = "wal_005/00000002.history.lzo";
+    successor.wait_until("its history is archived", LIMIT, || archive.holds(history));
+
+    let source = format!("source.connection={}", conninfo(&successor, "app"));
+    let wal_eve =
+        archive.environment().into_iter().fold(migration.wal_eve(), |tool, (name, value)| tool.env(name, value));
+    for (arguments, expected) in [
+        (vec!["--set", &source], "replays timeline 1, but the source writes 2"),
+        (vec!["--set", &source, "--set", "promote.fence=false", "--without-fence"], "but the archive holds timeline 2"),
+    ] {
+        let arguments = ["cutover", "promote"].into_iter().chain(arguments);
+        let said = wal_eve.run(arguments).assert_code(1).stderr_text().to_owned();
+        assert!(said.contains(expected), "{expected} is not in\n{said}");
+        assert_eq!(migration.replica.psql("select pg_is_in_recovery()"), "t");
+        assert_eq!(migration.hooks(), Vec::<String>::new());
+        assert!(migration.is_writable(&successor));
+    }
+    let report = check(&migration, &[&source]);
+    report.assert_error("progress", "the source writes 2");
+    report.assert_found("warning", "progress", "the archive holds timeline 2");
+    report.assert_found("warning", "progress", "recovery_target_timeline is \"current\"");
+    check(&migration, &["promote.fence=false"]).assert_error("progress", "the archive holds timeline 2");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use super::error::{CutoverError, Kind, Result};
 use super::fence::{self, FencePoint};
 use super::hook::Hook;
 use super::journal::{Mark, time_text as at_text};
+use super::lineage;
 use super::marker;
 use super::node::{Node, Place};
 use super::quantity::{bytes_text, time_text};
@@ -24,8 +25,9 @@ use crate::formats::wal_name::{SegmentName, SegmentSize};
 use crate::pg::quote::literal;
 use crate::pg::session::Access;
 use crate::pg::version::Major;
-use crate::storage::Store;
+use crate::storage::{StorageError, Store};
 use crate::transfer::archive_end::archive_end;
+use crate::transfer::later_timeline::later_timeline;
 
 /// How often a standby at the end of its archive looks for more while it is waited for.
 const RETRY_INTERVAL: &str = "200ms";
@@ -180,7 +182,11 @@ async fn check(cutover: &mut Cutover, options: &PromoteOptions<'_>) -> Result<()
     if is_fenced(cutover, options)? {
         let mut source = cutover.connect(Place::Source, Access::ReadOnly).await?;
         fence::look_for_obstacles(&mut source).await?;
+        lineage::compare(&mut source, &mut replica).await?;
         source.close().await;
+    } else if let Some(archive) = &options.archive {
+        let timeline = lineage::replayed_timeline(&mut replica).await?;
+        look_for_later_timeline(archive, timeline).await?;
     }
     replica.close().await;
     Ok(())
@@ -302,6 +308,7 @@ async fn wait_for_last_write(
         if cutover.rehearsal.is_dry() {
             return Ok(());
         }
+        lineage::require_timeline(replica, lineage::timeline_of(&point.file)?).await?;
         let later = fence::transactions_since(source, &point).await?;
         if later == 0 {
             let what = format!("the replica has replayed the source's last write, at {lsn}");
@@ -327,7 +334,6 @@ async fn wait_for_archive_end(
     let segment_bytes: u64 = replica.value("select pg_size_bytes(current_setting('wal_segment_size'))").await?;
     let size = SegmentSize::new(segment_bytes)
         .ok_or_else(|| CutoverError::failed("the replica's segment size makes no sense"))?;
-    let timeline: u32 = replica.value("select timeline_id from pg_control_checkpoint()").await?;
     let mut still_since = None;
     cutover
         .until("the replica has replayed the archive's last segment and stands still", Some(deadline), async || {
@@ -343,11 +349,11 @@ async fn wait_for_archive_end(
                     time_text(standing.1.elapsed())
                 )));
             }
+            let timeline = lineage::replayed_timeline(replica).await?;
+            look_for_later_timeline(archive, timeline).await?;
             // replay stands at the end of the last record: at a segment's very beginning it has finished the one before
             let replayed = SegmentName::ending_at(timeline, at, size);
-            let last = archive_end(archive.store, archive.layout, replayed, size)
-                .await
-                .map_err(|e| CutoverError::failed("could not look for the archive's end").with_source(e))?;
+            let last = archive_end(archive.store, archive.layout, replayed, size).await.map_err(no_end)?;
             Ok(match last {
                 Some(last) if last > replayed => {
                     Look::NotYet(format!("it is in {replayed}, and the archive ends with {last}"))
@@ -363,6 +369,20 @@ async fn wait_for_archive_end(
             })
         })
         .await
+}
+
+/// Refuses an archive that holds a later timeline than the replica's: the source may have gone on there.
+async fn look_for_later_timeline(archive: &ArchiveEnd<'_>, timeline: u32) -> Result<()> {
+    match later_timeline(archive.store, archive.layout, timeline).await.map_err(no_end)? {
+        Some(later) => Err(lineage::elsewhere(timeline, format_args!("the archive holds timeline {later}")).with_hint(
+            "If that timeline is not the source's, promote the replica by hand and go on with cutover replicate.",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn no_end(failed: StorageError) -> CutoverError {
+    CutoverError::failed("could not look for the archive's end").with_source(failed)
 }
 
 /// Puts everything back after a failure before the promotion, and says so in the error.
@@ -500,8 +520,7 @@ async fn turn_into_primary(cutover: &mut Cutover) -> Result<u32> {
     if cutover.rehearsal.is_dry() {
         return Ok(0);
     }
-    let file: String = replica.value("select pg_walfile_name(pg_current_wal_lsn())").await?;
-    let timeline = file.parse().map_or(0, |name: SegmentName| name.timeline());
+    let timeline = lineage::written_timeline(&mut replica).await?;
     replica.close().await;
     if !cutover.journal.has(Mark::Promoted) {
         cutover.journal.record(Mark::Promoted, format!("the replica is a primary on timeline {timeline}"), timeline)?;
