@@ -302,6 +302,17 @@ fn a_command_that_fails_or_hangs_leaves_the_source_writable() {
 }
 
 #[test]
+fn a_source_that_is_opened_again_after_the_switch_is_left_behind_all_the_same() {
+    let migration = MigrationOptions::from(15).make();
+    migration.wal_eve().run(["cutover", "promote", "--set", "hooks.maintenance_off=exit 1"]).assert_code(1);
+    assert!(migration.has_mark("switched-to-replica"));
+    migration.source.psql("alter database app reset default_transaction_read_only");
+    migration.cutover("promote").assert_success();
+    assert!(!migration.has_mark("forked") && !migration.file("maintenance").exists());
+    assert!(migration.is_writable(&migration.replica));
+}
+
+#[test]
 fn a_promotion_killed_anywhere_ends_well_when_run_again() {
     for mark in [
         "promote-maintenance",

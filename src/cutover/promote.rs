@@ -108,6 +108,10 @@ async fn is_under_way(cutover: &mut Cutover) -> Result<bool> {
     if !cutover.journal.has(Mark::Promoting) {
         return Ok(false);
     }
+    if cutover.journal.has(Mark::SwitchedToReplica) {
+        // the application's writes are there: what becomes of the source does not matter any more
+        return Ok(true);
+    }
     let point = cutover.journal.data::<FencePoint>(Mark::FencePoint);
     // without a point there was no fence to begin with, but the user's word
     let mut is_fenced = point.is_none() || cutover.journal.has(Mark::SourceFence);
