@@ -417,9 +417,15 @@ async fn undone(cutover: &mut Cutover, failed: CutoverError) -> CutoverError {
 /// Takes back what an attempt proved and announced, so that nothing of it passes for the next one's. The announcement goes
 /// first: without a fence point it would be one that never needed a fence.
 fn withdraw(cutover: &mut Cutover) -> Result<()> {
-    for mark in [Mark::Promoting, Mark::Promoted, Mark::WritesProved, Mark::FenceReached, Mark::FencePoint] {
+    for (mark, what) in [
+        (Mark::Promoting, "the promotion is no longer announced"),
+        (Mark::Promoted, "the replica no longer counts as promoted by this cutover"),
+        (Mark::WritesProved, "the row written there no longer counts as proof"),
+        (Mark::FenceReached, "what the replica had replayed no longer counts as proof"),
+        (Mark::FencePoint, "the source's last write is to be located anew"),
+    ] {
         if cutover.journal.has(mark) {
-            cutover.journal.undo(mark, "an attempt to promote counts for nothing")?;
+            cutover.journal.undo(mark, what)?;
         }
     }
     Ok(())
