@@ -8,8 +8,10 @@ mod support;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use support::cutover::{LIMIT, Migration, MigrationOptions};
+use support::check_report::check;
+use support::cutover::{LIMIT, Migration, MigrationOptions, conninfo};
 use support::postgres::wait_until;
+use support::replica::restored;
 use support::{Mode, PgCluster, Program};
 
 const INSERT: &str = "insert into t (text) values (md5(random()::text)) returning id::text";
@@ -235,6 +237,52 @@ fn a_promotion_that_was_only_announced_is_fenced_anew() {
     assert_promoted(&migration, &[]);
 }
 
+/// A promotion that has its proof and was announced, but whose command fails, with the source archiving no more.
+fn announced() -> Migration {
+    let mut migration = MigrationOptions::from(11).make();
+    migration.wal_eve().run(["cutover", "promote", "--set", "replica.promote_command=exit 1"]).assert_code(1);
+    assert!(migration.has_mark("fence-reached") && migration.has_mark("promoting"));
+    migration.source.stop(Mode::Fast);
+    migration.source.configure("archive_command = 'false'");
+    migration.source.start();
+    migration
+}
+
+/// Nothing is promoted while nobody can say what the source wrote meanwhile.
+fn assert_not_promoted_without_its_source(migration: &Migration) {
+    migration.source.psql_as("app", "insert into t (text) values ('meanwhile')").assert_success();
+    let away = "source.connection=host=/nowhere dbname=app user=app";
+    let ended = migration.wal_eve().run(["cutover", "promote", "--set", away]);
+    assert_ne!(ended.code(), Some(0), "{}", ended.stdout_text());
+    assert!(!migration.hooks().contains(&"switch_to_replica".to_owned()));
+    assert_undone(migration);
+}
+
+#[test]
+fn what_an_attempt_that_was_undone_had_proved_counts_no_more() {
+    let migration = announced();
+    let stubborn = "begin transaction read write; insert into t (text) values ('late'); commit";
+    migration.source.psql_as("app", stubborn).assert_success();
+    // the new last write is located, but never reaches the replica
+    let mut running = migration.spawn("promote");
+    let points = || migration.journal().matches("the source's last write is at").count();
+    wait_until("it is fenced anew", LIMIT, || points() == 2 || !running.is_running());
+    running.signal(Signal::KILL);
+    running.wait();
+    let said = migration.cutover("promote --set promote.budget=1s").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("All was undone"), "{said}");
+    assert_not_promoted_without_its_source(&migration);
+}
+
+#[test]
+fn what_a_promotion_that_was_given_up_had_proved_counts_no_more() {
+    let migration = announced();
+    // it ends with the fence lifted
+    migration.wal_eve().run(["cutover", "abort", "--set", "hooks.maintenance_off=exit 1"]).assert_code(1);
+    std::fs::remove_file(migration.file("maintenance")).unwrap();
+    assert_not_promoted_without_its_source(&migration);
+}
+
 #[test]
 fn a_command_that_fails_or_hangs_leaves_the_source_writable() {
     let migration = MigrationOptions::from(15).make();
@@ -251,6 +299,17 @@ fn a_command_that_fails_or_hangs_leaves_the_source_writable() {
     assert!(said.contains("run cutover promote again") && said.contains("cutover abort"), "{said}");
     migration.cutover("promote").assert_success();
     assert_promoted(&migration, &[]);
+}
+
+#[test]
+fn a_source_that_is_opened_again_after_the_switch_is_left_behind_all_the_same() {
+    let migration = MigrationOptions::from(15).make();
+    migration.wal_eve().run(["cutover", "promote", "--set", "hooks.maintenance_off=exit 1"]).assert_code(1);
+    assert!(migration.has_mark("switched-to-replica"));
+    migration.source.psql("alter database app reset default_transaction_read_only");
+    migration.cutover("promote").assert_success();
+    assert!(!migration.has_mark("forked") && !migration.file("maintenance").exists());
+    assert!(migration.is_writable(&migration.replica));
 }
 
 #[test]
@@ -313,6 +372,77 @@ fn without_a_source_the_users_word_is_needed() {
     wal_eve.run(["cutover", "promote", "--without-fence"]).assert_success();
     assert_eq!(migration.replica.psql_as("app", "select count(*) from t").stdout_text().trim(), "1");
     assert!(migration.is_writable(&migration.replica));
+}
+
+#[test]
+fn a_standby_of_another_cluster_is_refused() {
+    let migration = MigrationOptions::from(15).make();
+    let mut stranger = PgCluster::init(15);
+    stranger.start();
+    for sql in ["create role app login", "create database app owner app"] {
+        stranger.psql(sql);
+    }
+    // its LSN is past whatever the source's will be
+    for _ in 0..3 {
+        stranger.switch_wal();
+    }
+    stranger.stop(Mode::Fast);
+    stranger.set_standby();
+    stranger.start();
+    let set = format!("replica.connection={}", conninfo(&stranger, "postgres"));
+    let said = migration.wal_eve().run(["cutover", "promote", "--set", &set]).assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("the replica is no copy of the source"), "{said}");
+    assert_eq!(stranger.psql("select pg_is_in_recovery()"), "t");
+    assert_eq!(migration.hooks(), Vec::<String>::new());
+    assert_undone(&migration);
+}
+
+#[test]
+fn a_replica_that_a_failover_left_behind_is_refused() {
+    let mut migration = MigrationOptions::from(15).make();
+    migration.replica.configure("recovery_target_timeline = 'current'");
+    migration.replica.stop(Mode::Fast);
+    migration.replica.start();
+    // the source's last segments, which the failover will lose
+    for _ in 0..3 {
+        migration.source.switch_wal();
+    }
+    migration.replica.wait_until_sql("select count(*) = 3 from switched", LIMIT);
+    migration.source.stop(Mode::Fast);
+    let archive = &migration.archive;
+    let mut successor = restored(archive, 15, &[], &archive.restore_command(Program::WalEve));
+    for line in
+        ["recovery_target = 'immediate'", "recovery_target_action = 'promote'", "archive_mode = on", "fsync = off"]
+    {
+        successor.configure(line);
+    }
+    successor.configure(&archive.archive_command(Program::WalEve));
+    successor.set_recovery();
+    successor.start();
+    successor.wait_until_sql("select not pg_is_in_recovery()", LIMIT);
+    successor.psql_as("app", INSERT).assert_success();
+    let history = "wal_005/00000002.history.lzo";
+    successor.wait_until("its history is archived", LIMIT, || archive.holds(history));
+
+    let source = format!("source.connection={}", conninfo(&successor, "app"));
+    let wal_eve =
+        archive.environment().into_iter().fold(migration.wal_eve(), |tool, (name, value)| tool.env(name, value));
+    for (arguments, expected) in [
+        (vec!["--set", &source], "replays timeline 1, but the source writes 2"),
+        (vec!["--set", &source, "--set", "promote.fence=false", "--without-fence"], "but the archive holds timeline 2"),
+    ] {
+        let arguments = ["cutover", "promote"].into_iter().chain(arguments);
+        let said = wal_eve.run(arguments).assert_code(1).stderr_text().to_owned();
+        assert!(said.contains(expected), "{expected} is not in\n{said}");
+        assert_eq!(migration.replica.psql("select pg_is_in_recovery()"), "t");
+        assert_eq!(migration.hooks(), Vec::<String>::new());
+        assert!(migration.is_writable(&successor));
+    }
+    let report = check(&migration, &[&source]);
+    report.assert_error("progress", "the source writes 2");
+    report.assert_found("warning", "progress", "the archive holds timeline 2");
+    report.assert_found("warning", "progress", "recovery_target_timeline is \"current\"");
+    check(&migration, &["promote.fence=false"]).assert_error("progress", "the archive holds timeline 2");
 }
 
 #[test]

@@ -81,28 +81,21 @@ async fn abort_promotion(cutover: &mut Cutover, options: AbortOptions, report: &
     if cutover.journal.has(Mark::Promoting) {
         // from here on, and not only when it shows: a promotion that was asked for can take its time
         cutover.journal.record(Mark::Forked, "the promotion was given up after it had begun", ())?;
+    }
+    if cutover.journal.has(Mark::Forked) {
         report.left.push(
             "The replica was promoted, or may be yet, and cannot follow the source any more: restore it anew with backup-fetch before the next try."
                 .into(),
         );
+    }
+    if cutover.journal.has(Mark::SwitchingToReplica) {
+        cutover.journal.undo(Mark::SwitchingToReplica, "the application was not switched, by the user's word")?;
     }
     promote::undo(cutover).await?;
     report.undone.push(match was_fenced {
         true => "The source can be written to as before, and maintenance is off.".into(),
         false => "Maintenance is off.".into(),
     });
-    for mark in [
-        Mark::Promoting,
-        Mark::Promoted,
-        Mark::WritesProved,
-        Mark::FencePoint,
-        Mark::FenceReached,
-        Mark::SwitchingToReplica,
-    ] {
-        if cutover.journal.has(mark) {
-            cutover.journal.undo(mark, "the promotion was given up")?;
-        }
-    }
     Ok(())
 }
 

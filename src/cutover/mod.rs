@@ -2,7 +2,7 @@
 //!
 //! * [`plan`]: what is to be done; [`journal`]: what was done
 //! * [`context`]: what every step stands on; [`node`]: a session with one of the three servers; [`hook`]: the user's commands
-//! * [`fence`]: no more writes to a server, and its last write; [`marker`]: rows that prove; [`retreat`]: the way back
+//! * [`lineage`]: whether a replica replays the right WAL; [`fence`]: no more writes to a server, and its last write; [`marker`]: rows that prove; [`retreat`]: the way back
 //! * [`replication`]: who publishes and who subscribes, with all the pieces between them
 //! * [`tables`] and [`sequences`]: what is carried over; [`comparison`]: whether it was
 //! * the steps: [`check`], [`promote`], [`replicate`], [`status`], [`finish`], [`abort`], [`report`]
@@ -16,6 +16,7 @@ pub mod fence;
 pub mod finish;
 pub mod hook;
 pub mod journal;
+pub mod lineage;
 pub mod marker;
 pub mod node;
 pub mod plan;

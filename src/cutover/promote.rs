@@ -14,6 +14,7 @@ use super::error::{CutoverError, Kind, Result};
 use super::fence::{self, FencePoint};
 use super::hook::Hook;
 use super::journal::{Mark, time_text as at_text};
+use super::lineage;
 use super::marker;
 use super::node::{Node, Place};
 use super::quantity::{bytes_text, time_text};
@@ -24,8 +25,9 @@ use crate::formats::wal_name::{SegmentName, SegmentSize};
 use crate::pg::quote::literal;
 use crate::pg::session::Access;
 use crate::pg::version::Major;
-use crate::storage::Store;
+use crate::storage::{StorageError, Store};
 use crate::transfer::archive_end::archive_end;
+use crate::transfer::later_timeline::later_timeline;
 
 /// How often a standby at the end of its archive looks for more while it is waited for.
 const RETRY_INTERVAL: &str = "200ms";
@@ -106,18 +108,22 @@ async fn is_under_way(cutover: &mut Cutover) -> Result<bool> {
     if !cutover.journal.has(Mark::Promoting) {
         return Ok(false);
     }
+    if cutover.journal.has(Mark::SwitchedToReplica) {
+        // the application's writes are there: what becomes of the source does not matter any more
+        return Ok(true);
+    }
     let point = cutover.journal.data::<FencePoint>(Mark::FencePoint);
-    let source = match &point {
-        Some(_) => cutover.connect(Place::Source, Access::ReadOnly).await.ok(),
-        None => None,
-    };
-    let (mut is_fenced, mut is_proved) = (true, true);
-    if let (Some(mut source), Some(point)) = (source, &point) {
-        is_fenced = fence::stands(&mut source).await?;
-        is_proved = is_fenced && fence::transactions_since(&mut source, point).await? == 0;
-        source.close().await;
-    } else if point.is_some() {
-        tracing::warn!("the source cannot be asked whether its fence still stands: going on with what was proved");
+    // without a point there was no fence to begin with, but the user's word
+    let mut is_fenced = point.is_none() || cutover.journal.has(Mark::SourceFence);
+    let mut is_proved = is_fenced;
+    if let Some(point) = point.filter(|_| is_fenced) {
+        if let Ok(mut source) = cutover.connect(Place::Source, Access::ReadOnly).await {
+            is_fenced = fence::stands(&mut source).await?;
+            is_proved = is_fenced && fence::transactions_since(&mut source, &point).await? == 0;
+            source.close().await;
+        } else {
+            tracing::warn!("the source cannot be asked whether its fence still stands: going on with what was proved");
+        }
     }
     let mut replica = cutover.connect(Place::Replica, Access::ReadOnly).await?;
     let mut is_standby = replica.is_in_recovery().await?;
@@ -137,7 +143,6 @@ async fn is_under_way(cutover: &mut Cutover) -> Result<bool> {
         return Ok(true);
     }
     cutover.journal.record(Mark::Forked, "the replica was promoted, and the source went on without its fence", ())?;
-    cutover.journal.undo(Mark::Promoting, "the promotion counts for nothing")?;
     let failed = CutoverError::refused("the replica was promoted, and the source has been unfenced since")
         .with_detail(
             "What was written to the source since then is not on the replica, which cannot follow it any more.",
@@ -181,7 +186,11 @@ async fn check(cutover: &mut Cutover, options: &PromoteOptions<'_>) -> Result<()
     if is_fenced(cutover, options)? {
         let mut source = cutover.connect(Place::Source, Access::ReadOnly).await?;
         fence::look_for_obstacles(&mut source).await?;
+        lineage::compare(&mut source, &mut replica).await?;
         source.close().await;
+    } else if let Some(archive) = &options.archive {
+        let timeline = lineage::replayed_timeline(&mut replica).await?;
+        look_for_later_timeline(archive, timeline).await?;
     }
     replica.close().await;
     Ok(())
@@ -211,6 +220,7 @@ fn is_fenced(cutover: &Cutover, options: &PromoteOptions<'_>) -> Result<bool> {
 /// Everything up to the promotion.
 async fn reach_the_fence(cutover: &mut Cutover, options: &PromoteOptions<'_>) -> Result<()> {
     let deadline = Instant::now() + cutover.plan.promote.budget;
+    withdraw(cutover)?;
     if !cutover.journal.has(Mark::PromoteMaintenance) {
         cutover.journal.record(Mark::PromoteMaintenance, "the downtime begins", ())?;
     }
@@ -302,6 +312,7 @@ async fn wait_for_last_write(
         if cutover.rehearsal.is_dry() {
             return Ok(());
         }
+        lineage::require_timeline(replica, lineage::timeline_of(&point.file)?).await?;
         let later = fence::transactions_since(source, &point).await?;
         if later == 0 {
             let what = format!("the replica has replayed the source's last write, at {lsn}");
@@ -327,7 +338,6 @@ async fn wait_for_archive_end(
     let segment_bytes: u64 = replica.value("select pg_size_bytes(current_setting('wal_segment_size'))").await?;
     let size = SegmentSize::new(segment_bytes)
         .ok_or_else(|| CutoverError::failed("the replica's segment size makes no sense"))?;
-    let timeline: u32 = replica.value("select timeline_id from pg_control_checkpoint()").await?;
     let mut still_since = None;
     cutover
         .until("the replica has replayed the archive's last segment and stands still", Some(deadline), async || {
@@ -343,11 +353,11 @@ async fn wait_for_archive_end(
                     time_text(standing.1.elapsed())
                 )));
             }
+            let timeline = lineage::replayed_timeline(replica).await?;
+            look_for_later_timeline(archive, timeline).await?;
             // replay stands at the end of the last record: at a segment's very beginning it has finished the one before
             let replayed = SegmentName::ending_at(timeline, at, size);
-            let last = archive_end(archive.store, archive.layout, replayed, size)
-                .await
-                .map_err(|e| CutoverError::failed("could not look for the archive's end").with_source(e))?;
+            let last = archive_end(archive.store, archive.layout, replayed, size).await.map_err(no_end)?;
             Ok(match last {
                 Some(last) if last > replayed => {
                     Look::NotYet(format!("it is in {replayed}, and the archive ends with {last}"))
@@ -363,6 +373,20 @@ async fn wait_for_archive_end(
             })
         })
         .await
+}
+
+/// Refuses an archive that holds a later timeline than the replica's: the source may have gone on there.
+async fn look_for_later_timeline(archive: &ArchiveEnd<'_>, timeline: u32) -> Result<()> {
+    match later_timeline(archive.store, archive.layout, timeline).await.map_err(no_end)? {
+        Some(later) => Err(lineage::elsewhere(timeline, format_args!("the archive holds timeline {later}")).with_hint(
+            "If that timeline is not the source's, promote the replica by hand and go on with cutover replicate.",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn no_end(failed: StorageError) -> CutoverError {
+    CutoverError::failed("could not look for the archive's end").with_source(failed)
 }
 
 /// Puts everything back after a failure before the promotion, and says so in the error.
@@ -390,14 +414,36 @@ async fn undone(cutover: &mut Cutover, failed: CutoverError) -> CutoverError {
     MOVE.explain(cutover, failed, undone)
 }
 
-/// Lifts the fence from the source, lets the replica be as it was, and switches maintenance off.
+/// Takes back what an attempt proved and announced, so that nothing of it passes for the next one's. The announcement goes
+/// first: without a fence point it would be one that never needed a fence.
+fn withdraw(cutover: &mut Cutover) -> Result<()> {
+    for (mark, what) in [
+        (Mark::Promoting, "the promotion is no longer announced"),
+        (Mark::Promoted, "the replica no longer counts as promoted by this cutover"),
+        (Mark::WritesProved, "the row written there no longer counts as proof"),
+        (Mark::FenceReached, "what the replica had replayed no longer counts as proof"),
+        (Mark::FencePoint, "the source's last write is to be located anew"),
+    ] {
+        if cutover.journal.has(mark) {
+            cutover.journal.undo(mark, what)?;
+        }
+    }
+    Ok(())
+}
+
+/// Withdraws the attempt, lifts the fence from the source, lets the replica be as it was, and switches maintenance off.
 ///
 /// # Errors
 ///
-/// What could not be undone; the rest was.
+/// What could not be undone; the rest was. A promotion that cannot be withdrawn in the journal keeps its fence.
 pub async fn undo(cutover: &mut Cutover) -> Result<()> {
+    let was_announced = cutover.journal.has(Mark::Promoting);
+    let withdrawn = match withdraw(cutover) {
+        Err(failed) if was_announced => return Err(failed),
+        withdrawn => withdrawn,
+    };
     let retreated = MOVE.retreat(cutover).await;
-    unhurry(cutover).await.and(retreated)
+    unhurry(cutover).await.and(retreated).and(withdrawn)
 }
 
 /// From the promotion on: only forward.
@@ -484,8 +530,7 @@ async fn turn_into_primary(cutover: &mut Cutover) -> Result<u32> {
     if cutover.rehearsal.is_dry() {
         return Ok(0);
     }
-    let file: String = replica.value("select pg_walfile_name(pg_current_wal_lsn())").await?;
-    let timeline = file.parse().map_or(0, |name: SegmentName| name.timeline());
+    let timeline = lineage::written_timeline(&mut replica).await?;
     replica.close().await;
     if !cutover.journal.has(Mark::Promoted) {
         cutover.journal.record(Mark::Promoted, format!("the replica is a primary on timeline {timeline}"), timeline)?;

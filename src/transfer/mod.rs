@@ -8,6 +8,7 @@ mod error;
 pub mod extract;
 pub mod fingerprint;
 pub mod identity;
+pub mod later_timeline;
 pub mod partition_download;
 pub mod partition_upload;
 pub mod progress;

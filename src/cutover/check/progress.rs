@@ -5,10 +5,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::finding::Finding;
+use super::finding::{Finding, Severity};
 use crate::cutover::context::Cutover;
 use crate::cutover::error::{CutoverError, Result};
 use crate::cutover::journal::Mark;
+use crate::cutover::lineage;
 use crate::cutover::node::{Node, Place};
 use crate::cutover::promote::ArchiveEnd;
 use crate::cutover::quantity::{bytes_text, time_text};
@@ -16,6 +17,7 @@ use crate::formats::lsn::Lsn;
 use crate::formats::wal_name::{SegmentName, SegmentSize};
 use crate::pg::version::Major;
 use crate::transfer::archive_end::archive_end;
+use crate::transfer::later_timeline::later_timeline;
 
 /// How long replay that has something to do may stand still before it is called that.
 const STILL: Duration = Duration::from_secs(3);
@@ -35,7 +37,6 @@ struct Replay {
     /// How long ago the last replayed transaction was committed, in seconds, by the replica's clock.
     age: Option<f64>,
     is_paused: bool,
-    timeline: u32,
     segment_bytes: u64,
 }
 
@@ -54,10 +55,11 @@ pub(super) async fn look(
         .row(
             "select pg_last_wal_replay_lsn()::text as at, \
                     extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp())::float8 as age, \
-                    pg_is_wal_replay_paused() as is_paused, timeline_id as timeline, \
-                    pg_size_bytes(current_setting('wal_segment_size')) as segment_bytes from pg_control_checkpoint()",
+                    pg_is_wal_replay_paused() as is_paused, \
+                    pg_size_bytes(current_setting('wal_segment_size')) as segment_bytes",
         )
         .await?;
+    let timeline = lineage::replayed_timeline(replica).await?;
     let at: Lsn = replay.at.as_deref().unwrap_or("0/0").parse().unwrap_or_default();
     if replay.is_paused {
         found.push(
@@ -78,6 +80,10 @@ pub(super) async fn look(
     let mut is_behind_archive = false;
     let mut told = false;
     if let Some(source) = source {
+        let written = lineage::written_timeline(source).await?;
+        if written != timeline {
+            found.push(elsewhere(true, timeline, format!("the source writes {written}")));
+        }
         let end = source.insert_lsn().await?;
         let behind = end.0.saturating_sub(at.0);
         let what = format!("it has replayed {at}, {} behind the source{age}", bytes_text(behind));
@@ -88,10 +94,15 @@ pub(super) async fn look(
     if let Some(archive) = archive {
         let size = SegmentSize::new(replay.segment_bytes)
             .ok_or_else(|| CutoverError::failed("the replica's segment size makes no sense"))?;
-        let replayed = SegmentName::ending_at(replay.timeline, at, size);
-        let last = archive_end(archive.store, archive.layout, replayed, size)
-            .await
-            .map_err(|e| CutoverError::failed("could not look for the archive's end").with_source(e))?;
+        let replayed = SegmentName::ending_at(timeline, at, size);
+        let no_end = |e| CutoverError::failed("could not look for the archive's end").with_source(e);
+        let later = later_timeline(archive.store, archive.layout, timeline).await.map_err(no_end)?;
+        if let Some(later) = later {
+            // with a fence it is the source's timeline that counts
+            let is_all = cutover.plan.source.is_none() || !cutover.plan.promote.fence;
+            found.push(elsewhere(is_all, timeline, format!("the archive holds timeline {later}")));
+        }
+        let last = archive_end(archive.store, archive.layout, replayed, size).await.map_err(no_end)?;
         let finding = match last.filter(|last| *last > replayed) {
             Some(last) => {
                 let segments = last.number(size).unwrap_or(0).saturating_sub(replayed.number(size).unwrap_or(0));
@@ -103,8 +114,10 @@ pub(super) async fn look(
                 );
                 lag(is_behind_archive && replay.age.is_some_and(|age| age > budget(cutover)), what)
             }
-            None => Finding::note(format!("it has replayed all that the archive holds, up to {replayed}"))
-                .at(Place::Replica),
+            None => Finding::note(format!(
+                "it has replayed all that the archive holds of timeline {timeline}, up to {replayed}"
+            ))
+            .at(Place::Replica),
         };
         found.push(finding);
         told = true;
@@ -133,6 +146,11 @@ pub(super) async fn look_again(replica: &mut Node, standing: Standing) -> Result
             .because(format!("It did not move for {}.", time_text(standing.since.elapsed())))
             .mend("Look in its log for what restore_command says, and for queries that replay waits for."),
     ])
+}
+
+fn elsewhere(is_error: bool, timeline: u32, but: String) -> Finding {
+    let severity = if is_error { Severity::Error } else { Severity::Warning };
+    Finding::failure(severity, &lineage::elsewhere(timeline, but)).at(Place::Replica)
 }
 
 fn lag(is_late: bool, what: String) -> Finding {
@@ -186,13 +204,23 @@ async fn configuration(cutover: &Cutover, replica: &mut Node) -> Result<Vec<Find
     let settings: Vec<Setting> = replica
         .rows(
             "select name, setting as value from pg_settings where setting <> '' and (name in ('restore_command', \
-             'primary_conninfo') or name like 'recovery\\_target%' and name not in ('recovery_target_timeline', \
-             'recovery_target_action', 'recovery_target_inclusive'))",
+             'primary_conninfo') or name like 'recovery\\_target%' and name not in ('recovery_target_action', \
+             'recovery_target_inclusive')) and (name, setting) <> ('recovery_target_timeline', 'latest')",
         )
         .await?;
     let (targets, feeds): (Vec<_>, Vec<_>) =
         settings.into_iter().partition(|setting| setting.name.starts_with("recovery_target"));
     for target in targets {
+        if target.name == "recovery_target_timeline" {
+            found.push(
+                Finding::warning(format!("{} is \"{}\"", target.name, target.value))
+                    .at(Place::Replica)
+                    .because("After a failover of the source it stays behind on the old timeline.")
+                    .mend("alter system reset recovery_target_timeline;")
+                    .mend("Restart the replica."),
+            );
+            continue;
+        }
         found.push(
             Finding::error(format!("{} is \"{}\"", target.name, target.value))
                 .at(Place::Replica)
