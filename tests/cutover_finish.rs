@@ -134,6 +134,66 @@ fn a_subscriber_that_stops_following_under_the_fence_gives_the_publisher_back() 
     assert_eq!(address(&migration), migration.target().socket_dir().to_str().unwrap());
 }
 
+/// A move that got as far as giving the subscription up, which the target refused.
+fn stopped_at_the_parting() -> Migration {
+    let migration = replicated(15, 18);
+    let refuse = "create function refuse() returns event_trigger language plpgsql \
+         as $$ begin raise exception 'the subscription stays'; end $$; \
+         create event trigger refuse on ddl_command_start when tag in ('ALTER SUBSCRIPTION') \
+         execute function refuse()";
+    on_target(&migration, refuse);
+    let said = migration.cutover("finish").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("the subscription stays") && migration.has_mark("parting"), "{said}");
+    assert!(!migration.is_writable(&migration.replica));
+    on_target(&migration, "drop event trigger refuse");
+    migration
+}
+
+/// Runs SQL as the superuser, in the application's database.
+fn on_target(migration: &Migration, sql: &str) {
+    migration.target().try_psql(&format!("\\c app\n{sql}")).assert_success();
+}
+
+#[test]
+fn a_subscription_that_was_not_given_up_is_no_reason_to_switch_later() {
+    let migration = stopped_at_the_parting();
+    migration.target().psql_as("app", "update t set text = 'other' where id = 77").assert_success();
+    let said = migration.cutover("finish").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("All was undone"), "{said}");
+    assert_undone(&migration);
+    migration.target().psql_as("app", "update t set text = 'row 77' where id = 77").assert_success();
+    // as disable_on_error does it, or a person
+    on_target(&migration, "alter subscription wal_eve_cutover disable");
+    migration.cutover("finish --set finish.budget=3s").assert_code(1);
+    assert_undone(&migration);
+    let said = migration.cutover("abort").assert_success().stdout_text().to_owned();
+    assert!(said.contains("The replication goes on"), "{said}");
+}
+
+#[test]
+fn a_subscription_is_not_given_up_without_the_fence() {
+    let migration = stopped_at_the_parting();
+    migration.replica.psql("alter database app reset default_transaction_read_only");
+    migration.replica.psql_as("app", INSERT).assert_success();
+    on_target(&migration, "alter subscription wal_eve_cutover disable");
+    migration.replica.psql_as("app", INSERT).assert_success();
+    let said = migration.cutover("finish --set finish.budget=3s").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("gave up waiting until the target has the publisher's last write"), "{said}");
+    assert_undone(&migration);
+    on_target(&migration, "alter subscription wal_eve_cutover enable");
+    migration.cutover("finish").assert_success();
+    assert_eq!(migration.target().psql_as("app", "select count(*) from t").stdout_text().trim(), "202");
+}
+
+#[test]
+fn an_abort_gives_the_publisher_back_while_the_subscription_still_follows() {
+    let migration = stopped_at_the_parting();
+    let said = migration.cutover("abort").assert_success().stdout_text().to_owned();
+    assert!(said.contains("The publisher can be written to as before"), "{said}");
+    assert_undone(&migration);
+    migration.cutover("finish").assert_success();
+}
+
 #[test]
 fn a_sequence_that_the_target_lacks_is_named_and_nobody_waits() {
     let migration = replicated(15, 18);
