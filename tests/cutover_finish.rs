@@ -45,6 +45,21 @@ fn assert_undone(migration: &Migration) {
     assert_eq!(address(migration), migration.replica.socket_dir().to_str().unwrap());
 }
 
+/// A setting that has a hook run SQL on a server, in a session that a fence does not bind.
+fn sql_hook(migration: &Migration, hook: &str, server: &PgCluster, sql: &str) -> String {
+    let (script, statements) = (migration.file(&format!("{hook}.sh")), migration.file(&format!("{hook}.sql")));
+    fs::write(&statements, sql).unwrap();
+    let lines = format!(
+        "PGOPTIONS='-c default_transaction_read_only=off' {} -X -v ON_ERROR_STOP=1 -h {} -U postgres -f {} app && echo {hook} >> {}",
+        server.bin().program("psql").display(),
+        server.socket_dir().display(),
+        statements.display(),
+        migration.file("hooks").display(),
+    );
+    fs::write(&script, lines).unwrap();
+    format!("hooks.{hook}=sh {}", script.display())
+}
+
 /// The journal since the last move began.
 fn marks_of_the_move(migration: &Migration) -> String {
     let journal = migration.journal();
@@ -112,16 +127,9 @@ fn a_row_that_differs_is_named_and_nobody_waits() {
 #[test]
 fn a_subscriber_that_stops_following_under_the_fence_gives_the_publisher_back() {
     let migration = replicated(15, 18);
-    let psql = migration.target().bin().program("psql");
-    let disable = format!(
-        "{} -h {} -U postgres app -c 'alter subscription wal_eve_cutover disable'; echo maintenance_on >> {}",
-        psql.display(),
-        migration.target().socket_dir().display(),
-        migration.file("hooks").display(),
-    );
-    fs::write(migration.file("on.sh"), disable).unwrap();
-    let set = format!("hooks.maintenance_on=sh {}", migration.file("on.sh").display());
-    let arguments = ["cutover", "finish", "--set", &set, "--set", "finish.budget=10 s"];
+    let disable =
+        sql_hook(&migration, "maintenance_on", migration.target(), "alter subscription wal_eve_cutover disable");
+    let arguments = ["cutover", "finish", "--set", &disable, "--set", "finish.budget=10 s"];
     let said = migration.wal_eve().run(arguments).assert_code(1).stderr_text().to_owned();
     for expected in ["gave up waiting until the target has the publisher's last write", "All was undone"] {
         assert!(said.contains(expected), "{expected} is not in\n{said}");
@@ -358,6 +366,17 @@ fn a_table_that_the_subscription_does_not_follow_is_not_left_behind() {
     }
     let said = migration.cutover("finish").assert_code(1).stderr_text().to_owned();
     assert!(said.contains("public.late") && said.contains("refresh publication"), "{said}");
+    assert_undone(&migration);
+}
+
+#[test]
+fn a_table_made_while_maintenance_began_is_not_left_behind() {
+    let migration = replicated(15, 18);
+    let late = "create table late (id int primary key); insert into late values (1)";
+    migration.target().psql_as("app", late).assert_success();
+    let set = sql_hook(&migration, "maintenance_on", &migration.replica, late);
+    let said = migration.wal_eve().run(["cutover", "finish", "--set", &set]).assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("public.late") && said.contains("All was undone"), "{said}");
     assert_undone(&migration);
 }
 

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Compared, FinalPoint, Prepared, tell};
+use super::{Compared, FinalPoint, Prepared, preparation, tell};
 use crate::cutover::comparison::compare_tables;
 use crate::cutover::context::{Cutover, Look};
 use crate::cutover::error::{CutoverError, Result};
@@ -13,11 +13,10 @@ use crate::cutover::marker;
 use crate::cutover::node::Node;
 use crate::cutover::replication::link::Link;
 use crate::cutover::sequences::carry_over;
-use crate::cutover::tables::Table;
 use crate::pg::session::Access;
 
 /// Everything under the fence, up to where the subscription can go.
-pub(super) async fn hand_over(cutover: &mut Cutover, link: &Link, carried: &[Table], reverse: bool) -> Result<()> {
+pub(super) async fn hand_over(cutover: &mut Cutover, link: &Link, reverse: bool) -> Result<()> {
     let deadline = Instant::now() + cutover.plan.finish.budget;
     if !cutover.journal.has(Mark::FinishMaintenance) {
         cutover.journal.record(Mark::FinishMaintenance, "the downtime begins", ())?;
@@ -50,13 +49,16 @@ pub(super) async fn hand_over(cutover: &mut Cutover, link: &Link, carried: &[Tab
         }
         point = fence::locate(cutover, &mut publisher, deadline).await?;
     }
+    // one that was made since the check would have its rows here only
+    let carried = preparation::followed_tables(cutover, link, &mut publisher, &mut subscriber).await?;
     cutover.journal.record(Mark::Confirmed, format!("the {} has the last write", link.subscriber), ())?;
 
     if !cutover.rehearsal.is_dry() {
         let prepared: Prepared = cutover.journal.data(Mark::Prepared).unwrap_or_default();
         let budget = cutover.plan.finish.compare_budget.min(deadline.saturating_duration_since(Instant::now()));
         let compared =
-            compare_tables(cutover, &mut publisher, &mut subscriber, carried, Some(budget), &prepared.changing).await?;
+            compare_tables(cutover, &mut publisher, &mut subscriber, &carried, Some(budget), &prepared.changing)
+                .await?;
         tell(&compared.notes);
         if let Err(differs) = compared.require_no_difference(link.publisher, link.subscriber) {
             // what was the same before is so no more: the next try has to look at everything

@@ -149,7 +149,7 @@ async fn up_to_the_parting(cutover: &mut Cutover, link: &Link, reverse: bool) ->
         preparation::prepare(cutover, link, &carried).await?;
         preparation::wait_for_gate(cutover, link).await?;
     }
-    handover::hand_over(cutover, link, &carried, reverse).await
+    handover::hand_over(cutover, link, reverse).await
 }
 
 /// Which way to go: the one that was begun, or the next.

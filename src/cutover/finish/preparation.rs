@@ -42,22 +42,7 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
     let mut publisher = cutover.look(link.publisher).await?;
     let mut subscriber = cutover.look(link.subscriber).await?;
     fence::look_for_obstacles(&mut publisher).await?;
-    let states = subscription::table_states(&mut subscriber, link).await?;
-    if states.is_empty() {
-        return Err(CutoverError::refused(format!(
-            "the {} has no subscription \"{}\"",
-            link.subscriber, link.subscription
-        ))
-        .with_hint("Run cutover replicate, or cutover abort."));
-    }
-    let waiting: Vec<_> =
-        states.iter().filter(|state| state.state != CopyState::Ready).map(|state| state.label()).collect();
-    if !waiting.is_empty() {
-        let shown = waiting.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-        return Err(CutoverError::refused(format!("{} tables are not copied yet", waiting.len()))
-            .with_detail(format!("Among them {shown}."))
-            .with_hint("Wait until cutover status shows all of them ready."));
-    }
+    let carried = followed_tables(cutover, link, &mut publisher, &mut subscriber).await?;
     if reverse {
         Link::new(&cutover.plan, opposite(link.direction)).connection(&cutover.plan)?;
         let level = subscriber.setting("wal_level").await?.unwrap_or_default();
@@ -94,7 +79,37 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
                 .with_hint("Run ALTER TABLE … REPLICA IDENTITY FULL on each, set replication.missing_identity in the plan, or finish without --reverse."));
         }
     }
-    let carried = carried_tables(cutover, &mut publisher).await?;
+    // it says what is in the way before it sets anything, and these sessions set nothing
+    carry_over(&mut publisher, &mut subscriber, cutover.plan.finish.sequence_margin).await?;
+    publisher.close().await;
+    subscriber.close().await;
+    Ok(carried)
+}
+
+/// The tables that are carried over, all of which the subscription has copied and follows.
+pub(super) async fn followed_tables(
+    cutover: &Cutover,
+    link: &Link,
+    publisher: &mut Node,
+    subscriber: &mut Node,
+) -> Result<Vec<Table>> {
+    let states = subscription::table_states(subscriber, link).await?;
+    if states.is_empty() {
+        return Err(CutoverError::refused(format!(
+            "the {} has no subscription \"{}\"",
+            link.subscriber, link.subscription
+        ))
+        .with_hint("Run cutover replicate, or cutover abort."));
+    }
+    let waiting: Vec<_> =
+        states.iter().filter(|state| state.state != CopyState::Ready).map(|state| state.label()).collect();
+    if !waiting.is_empty() {
+        let shown = waiting.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+        return Err(CutoverError::refused(format!("{} tables are not copied yet", waiting.len()))
+            .with_detail(format!("Among them {shown}."))
+            .with_hint("Wait until cutover status shows all of them ready."));
+    }
+    let carried = carried_tables(cutover, publisher).await?;
     let followed: HashSet<_> = states.iter().map(|state| state.label()).collect();
     let left_out: Vec<_> = carried.iter().map(Table::label).filter(|label| !followed.contains(label)).collect();
     if !left_out.is_empty() {
@@ -107,10 +122,6 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
                 if link.direction == Direction::Back { " add them to the publication first." } else { "" }
             )));
     }
-    // it says what is in the way before it sets anything, and these sessions set nothing
-    carry_over(&mut publisher, &mut subscriber, cutover.plan.finish.sequence_margin).await?;
-    publisher.close().await;
-    subscriber.close().await;
     Ok(carried)
 }
 
