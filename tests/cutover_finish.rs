@@ -381,6 +381,40 @@ fn a_table_made_while_maintenance_began_is_not_left_behind() {
 }
 
 #[test]
+fn what_is_written_behind_the_fence_comes_along_until_the_subscription_goes() {
+    let migration = replicated(15, 18);
+    let target = migration.target();
+    migration.replica.psql_as("app", "select nextval('lonely')").assert_success();
+    std::thread::scope(|scope| {
+        // the move stops where it has read the publisher's sequences and sets the target's
+        let hold = "\\c app\nbegin; alter sequence lonely cache 1; select pg_sleep(100)";
+        scope.spawn(|| target.try_psql(hold));
+        let is_held =
+            "select count(*) > 0 from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()";
+        target.wait_until_sql(is_held, LIMIT);
+        let finishing = migration.spawn("finish");
+        target.wait_until_sql("select exists (select from pg_locks where not granted)", LIMIT);
+        let stubborn = format!("begin transaction read write; {INSERT}; commit");
+        migration.replica.psql_as("app", &stubborn).assert_success();
+        target.psql("select pg_terminate_backend(pid) from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()");
+        let said = finishing.wait().assert_success().stderr_text().to_owned();
+        assert!(said.contains("transactions ran on the replica after the fence"), "{said}");
+    });
+    assert_eq!(target.psql_as("app", "select count(*) from t").stdout_text().trim(), "201");
+    assert_eq!(target.psql_as("app", INSERT).assert_success().stdout_text().trim(), "202");
+}
+
+#[test]
+fn what_is_written_behind_the_fence_after_that_is_reported() {
+    let migration = replicated(15, 18);
+    let set = sql_hook(&migration, "switch_to_target", &migration.replica, INSERT);
+    migration.wal_eve().run(["cutover", "finish", "--set", &set]).assert_success();
+    let said = migration.cutover("report").assert_success().stdout_text().to_owned();
+    assert!(said.contains("transactions got a number on the replica after"), "{said}");
+    assert!(said.contains("writes behind the fence that the target lacks"), "{said}");
+}
+
+#[test]
 fn all_steps_in_one_walk_stop_for_a_persons_word() {
     let migration = MigrationOptions::from(15).to(18).schema(SCHEMA).make();
     // nobody is there to give it

@@ -2,11 +2,11 @@
 
 use tokio::time::Instant;
 
-use super::{Compared, FinalPoint, Prepared, preparation, tell};
+use super::{Compared, Prepared, preparation, tell};
 use crate::cutover::comparison::compare_tables;
 use crate::cutover::context::{Cutover, Look};
 use crate::cutover::error::{CutoverError, Result};
-use crate::cutover::fence;
+use crate::cutover::fence::{self, FencePoint};
 use crate::cutover::hook::Hook;
 use crate::cutover::journal::Mark;
 use crate::cutover::marker;
@@ -24,31 +24,8 @@ pub(super) async fn hand_over(cutover: &mut Cutover, link: &Link, reverse: bool)
     cutover.hook(Hook::MaintenanceOn).await?;
     let mut publisher = cutover.connect(link.publisher, Access::ReadWrite).await?;
     let mut subscriber = cutover.connect(link.subscriber, Access::ReadWrite).await?;
-    let mut point = fence::raise(cutover, &mut publisher, Mark::PublisherFence, deadline).await?;
-    loop {
-        // whatever committed before this row is applied before it
-        let id = marker::write(&mut publisher, "last").await?;
-        cutover.journal.record(
-            Mark::FinalPoint,
-            format!("the {}'s last write is at {}", link.publisher, point.lsn),
-            FinalPoint { lsn: point.lsn.clone() },
-        )?;
-        wait_for_marker(cutover, link, &mut subscriber, &id, deadline).await?;
-        // the marker itself is one
-        let later = fence::transactions_since(&mut publisher, &point).await? - 1;
-        if later <= 0 || cutover.rehearsal.is_dry() {
-            break;
-        }
-        tracing::warn!("{later} transactions ran on the {} after the fence: waiting for these too", link.publisher);
-        if Instant::now() >= deadline {
-            return Err(CutoverError::refused(format!(
-                "the {} is still being written to behind its fence",
-                link.publisher
-            ))
-            .with_hint("Look in its pg_stat_activity for sessions that set a transaction read write."));
-        }
-        point = fence::locate(cutover, &mut publisher, deadline).await?;
-    }
+    let point = fence::raise(cutover, &mut publisher, Mark::PublisherFence, deadline).await?;
+    let mut point = last_write(cutover, link, &mut publisher, &mut subscriber, point, deadline).await?;
     // one that was made since the check would have its rows here only
     let carried = preparation::followed_tables(cutover, link, &mut publisher, &mut subscriber).await?;
     cutover.journal.record(Mark::Confirmed, format!("the {} has the last write", link.subscriber), ())?;
@@ -77,7 +54,12 @@ pub(super) async fn hand_over(cutover: &mut Cutover, link: &Link, reverse: bool)
         cutover.journal.record(Mark::Compared, what, compared)?;
     }
     let margin = cutover.plan.finish.sequence_margin;
-    let sequences = carry_over(&mut publisher, &mut subscriber, margin).await?;
+    let sequences = loop {
+        let sequences = carry_over(&mut publisher, &mut subscriber, margin).await?;
+        let Some(later) = later_write(cutover, &mut publisher, &point, deadline).await? else { break sequences };
+        point = last_write(cutover, link, &mut publisher, &mut subscriber, later, deadline).await?;
+        preparation::followed_tables(cutover, link, &mut publisher, &mut subscriber).await?;
+    };
     tell(&sequences.notes);
     let what = format!("{} sequences of the {} stand where they have to", sequences.sequences, link.subscriber);
     cutover.journal.record(Mark::SequencesSet, what, sequences.sequences)?;
@@ -88,6 +70,49 @@ pub(super) async fn hand_over(cutover: &mut Cutover, link: &Link, reverse: bool)
     }
     let back = if reverse { "; the way back comes in its place" } else { "" };
     cutover.journal.record(Mark::Parting, format!("dropping the subscription{back}"), reverse)
+}
+
+/// Waits until the subscriber has what was written up to `point`, and what slipped past the fence since; tells where the last
+/// write is then.
+async fn last_write(
+    cutover: &mut Cutover,
+    link: &Link,
+    publisher: &mut Node,
+    subscriber: &mut Node,
+    mut point: FencePoint,
+    deadline: Instant,
+) -> Result<FencePoint> {
+    loop {
+        // whatever committed before this row is applied before it
+        let id = marker::write(publisher, "last").await?;
+        // the marker has a number too
+        point.next_transaction += 1;
+        let what = format!("the {}'s last write is at {}", link.publisher, point.lsn);
+        cutover.journal.record(Mark::FinalPoint, what, &point)?;
+        wait_for_marker(cutover, link, subscriber, &id, deadline).await?;
+        let Some(later) = later_write(cutover, publisher, &point, deadline).await? else { return Ok(point) };
+        point = later;
+    }
+}
+
+/// Where the last write is when there was one after `point`.
+async fn later_write(
+    cutover: &Cutover,
+    publisher: &mut Node,
+    point: &FencePoint,
+    deadline: Instant,
+) -> Result<Option<FencePoint>> {
+    let later = fence::transactions_since(publisher, point).await?;
+    if later <= 0 || cutover.rehearsal.is_dry() {
+        return Ok(None);
+    }
+    let place = publisher.place();
+    tracing::warn!("{later} transactions ran on the {place} after the fence: waiting for these too");
+    if Instant::now() >= deadline {
+        return Err(CutoverError::refused(format!("the {place} is still being written to behind its fence"))
+            .with_hint("Look in its pg_stat_activity for sessions that set a transaction read write."));
+    }
+    Ok(Some(fence::locate(cutover, publisher, deadline).await?))
 }
 
 /// Waits until a row that the publisher wrote last has arrived.

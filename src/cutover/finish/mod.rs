@@ -54,12 +54,6 @@ pub struct FinishReport {
     pub is_reversible: bool,
 }
 
-/// The publisher's last write.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct FinalPoint {
-    lsn: String,
-}
-
 /// What is known before the downtime.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Prepared {
