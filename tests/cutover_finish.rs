@@ -415,6 +415,60 @@ fn what_is_written_behind_the_fence_after_that_is_reported() {
 }
 
 #[test]
+fn a_table_that_only_the_target_has_is_none_of_the_way_back() {
+    let migration = replicated(15, 18);
+    let target = migration.target();
+    target.psql_as("app", "create table only_here (id int primary key)").assert_success();
+    migration.cutover("finish --reverse").assert_success();
+    assert_eq!(address(&migration), target.socket_dir().to_str().unwrap());
+    // it may have been made since: going back must not lose its rows without a word
+    let said = migration.cutover("finish --back").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("public.only_here") && said.contains("replication.tables"), "{said}");
+    target.psql_as("app", INSERT).assert_success();
+    migration.cutover("finish --back --set replication.tables=[\"public.t\"]").assert_success();
+    assert_eq!(migration.replica.psql_as("app", "select count(*) from t").stdout_text().trim(), "201");
+}
+
+/// A move with a way back that is refused before anybody waits, with the reason and what to do.
+fn assert_no_way_back(migration: &Migration, arguments: &[&str], expected: [&str; 2]) {
+    let arguments = ["cutover", "finish", "--reverse"].iter().chain(arguments);
+    let said = migration.wal_eve().run(arguments).assert_code(1).stderr_text().to_owned();
+    for expected in expected.into_iter().chain(["finish without --reverse"]) {
+        assert!(said.contains(expected), "{expected} is not in\n{said}");
+    }
+    assert_undone(migration);
+    assert_eq!(migration.hooks(), Vec::<String>::new());
+    let left = "select (select count(*) from pg_publication) + (select count(*) from pg_replication_slots)";
+    assert_eq!(migration.target().psql_as("app", left).stdout_text().trim(), "0");
+    assert_eq!(migration.replica.psql("select count(*) from pg_subscription"), "0");
+}
+
+#[test]
+fn a_way_back_that_cannot_be_made_is_refused_before_anybody_waits() {
+    let migration = replicated(15, 18);
+    let target = migration.target();
+    let nowhere =
+        format!("reverse.publisher_for_replica=host={} dbname=app user=app", migration.place.path().display());
+    assert_no_way_back(&migration, &["--set", &nowhere], ["could not connect", "pg_hba.conf"]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| target.try_psql("begin; select txid_current(); select pg_sleep(100)"));
+        let is_held =
+            "select count(*) > 0 from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()";
+        target.wait_until_sql(is_held, LIMIT);
+        assert_no_way_back(&migration, &["--set", "finish.budget=2s"], ["statement timeout", "pg_stat_activity"]);
+        target.psql("select pg_terminate_backend(pid) from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()");
+    });
+    // rows can be applied as the owner, but the table cannot be published
+    on_target(
+        &migration,
+        "create role other; grant other to app with inherit false, set true; alter table t owner to other; \
+         grant select on t to app; grant all on sequence t_id_seq to app",
+    );
+    assert_no_way_back(&migration, &[], ["must be owner of table t", "nothing was changed"]);
+    migration.cutover("finish").assert_success();
+}
+
+#[test]
 fn all_steps_in_one_walk_stop_for_a_persons_word() {
     let migration = MigrationOptions::from(15).to(18).schema(SCHEMA).make();
     // nobody is there to give it

@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use super::{Compared, Prepared, preparation, tell};
+use super::{Compared, Prepared, opposite, preparation, tell, way_back};
 use crate::cutover::comparison::compare_tables;
 use crate::cutover::context::{Cutover, Look};
 use crate::cutover::error::{CutoverError, Result};
@@ -30,6 +30,10 @@ pub(super) async fn hand_over(cutover: &mut Cutover, link: &Link, reverse: bool)
     let carried = preparation::followed_tables(cutover, link, &mut publisher, &mut subscriber).await?;
     cutover.journal.record(Mark::Confirmed, format!("the {} has the last write", link.subscriber), ())?;
 
+    if reverse {
+        let back = Link::new(&cutover.plan, opposite(link.direction));
+        way_back::try_slot(cutover, &back, deadline.saturating_duration_since(Instant::now())).await?;
+    }
     if !cutover.rehearsal.is_dry() {
         let prepared: Prepared = cutover.journal.data(Mark::Prepared).unwrap_or_default();
         let budget = cutover.plan.finish.compare_budget.min(deadline.saturating_duration_since(Instant::now()));

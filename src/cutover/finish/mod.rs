@@ -8,6 +8,7 @@
 mod handover;
 mod parting;
 mod preparation;
+mod way_back;
 
 use serde::{Deserialize, Serialize};
 
@@ -139,6 +140,9 @@ async fn up_to_the_parting(cutover: &mut Cutover, link: &Link, reverse: bool) ->
     // taken up under the fence, nobody is to wait for what takes long
     let is_under_way = cutover.journal.has(Mark::FinishMaintenance);
     let carried = preparation::check(cutover, link, reverse).await?;
+    if reverse {
+        way_back::rehearse(cutover, &Link::new(&cutover.plan, opposite(link.direction))).await?;
+    }
     if !is_under_way {
         preparation::prepare(cutover, link, &carried).await?;
         preparation::wait_for_gate(cutover, link).await?;
@@ -181,13 +185,6 @@ async fn carried_tables(cutover: &Cutover, node: &mut Node) -> Result<Vec<Table>
     let mut carried = tables(node, cutover.plan.replication.tables.as_deref()).await?;
     carried.retain(|table| table.is_logged);
     Ok(carried)
-}
-
-/// Those of them whose updates would fail once they are published.
-async fn without_identity(cutover: &Cutover, node: &mut Node) -> Result<Vec<Table>> {
-    let mut lacking = carried_tables(cutover, node).await?;
-    lacking.retain(|table| !table.has_identity);
-    Ok(lacking)
 }
 
 fn opposite(direction: Direction) -> Direction {

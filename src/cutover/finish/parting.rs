@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::{Compared, FinishReport, carried_tables, opposite, without_identity};
+use super::{Compared, FinishReport, opposite, way_back};
 use crate::cutover::context::Cutover;
 use crate::cutover::error::{CutoverError, Result};
 use crate::cutover::fence::{self, FencePoint};
@@ -12,7 +12,6 @@ use crate::cutover::hook::Hook;
 use crate::cutover::journal::{Mark, time_text as at_text};
 use crate::cutover::marker;
 use crate::cutover::node::Place;
-use crate::cutover::plan::MissingIdentity;
 use crate::cutover::quantity::time_text;
 use crate::cutover::replication::identity;
 use crate::cutover::replication::link::{Direction, Link};
@@ -39,7 +38,7 @@ pub(super) async fn part(cutover: &mut Cutover, link: &Link, reverse: bool) -> R
         // what this does there has transaction numbers too
         look_back(cutover, link).await;
         drop_publishers_side(cutover, link).await.map_err(stuck)?;
-        set_up_the_way_back(cutover, &back)
+        way_back::set_up(cutover, &back)
             .await
             .map_err(|failed| stuck(failed).with_hint("Or run it without --reverse, and there will be no way back."))?;
         let what = format!("the {} follows the {} from here on", back.subscriber, back.publisher);
@@ -107,24 +106,6 @@ pub async fn drop_publishers_side(cutover: &Cutover, link: &Link) -> Result<()> 
         publication::drop(&mut publisher, link).await?;
     }
     publisher.close().await;
-    Ok(())
-}
-
-/// A link that begins at this moment, with the rows that are there already. The slot is made while nobody can write.
-async fn set_up_the_way_back(cutover: &Cutover, back: &Link) -> Result<()> {
-    let mut publisher = cutover.connect(back.publisher, Access::ReadWrite).await?;
-    let mut subscriber = cutover.connect(back.subscriber, Access::ReadWrite).await?;
-    if cutover.plan.replication.missing_identity == MissingIdentity::Full {
-        for table in without_identity(cutover, &mut publisher).await? {
-            publisher.change(&format!("alter table {} replica identity full", table.quoted())).await?;
-        }
-    }
-    let carried = carried_tables(cutover, &mut publisher).await?;
-    publication::create(&mut publisher, back, Some(&carried)).await?;
-    slot::create(&mut publisher, back).await?;
-    subscription::create(&mut subscriber, back, back.connection(&cutover.plan)?, false).await?;
-    publisher.close().await;
-    subscriber.close().await;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::{Prepared, carried_tables, handover, opposite, tell, without_identity};
+use super::{Prepared, carried_tables, handover, opposite, tell, way_back};
 use crate::cutover::comparison::{ComparisonReport, Outcome, compare_tables};
 use crate::cutover::context::{Cutover, Look};
 use crate::cutover::error::{CutoverError, Result};
@@ -15,7 +15,6 @@ use crate::cutover::fence;
 use crate::cutover::journal::Mark;
 use crate::cutover::marker;
 use crate::cutover::node::Node;
-use crate::cutover::plan::MissingIdentity;
 use crate::cutover::quantity::{bytes_text, time_text};
 use crate::cutover::replication::link::{Direction, Link};
 use crate::cutover::replication::subscription::{self, CopyState};
@@ -44,40 +43,8 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
     fence::look_for_obstacles(&mut publisher).await?;
     let carried = followed_tables(cutover, link, &mut publisher, &mut subscriber).await?;
     if reverse {
-        Link::new(&cutover.plan, opposite(link.direction)).connection(&cutover.plan)?;
-        let level = subscriber.setting("wal_level").await?.unwrap_or_default();
-        if level != "logical" {
-            return Err(CutoverError::refused(format!("the {} cannot publish: its wal_level is {level}", link.subscriber))
-                .with_hint("Set wal_level = logical (on Aurora rds.logical_replication = 1) and restart it, or finish without --reverse."));
-        }
-        let may_replicate: bool = subscriber
-            .value(
-                "select rolsuper or rolreplication or coalesce((select pg_has_role(oid, 'usage') from pg_roles r \
-                 where r.rolname = 'rds_replication'), false) from pg_roles where rolname = current_user",
-            )
-            .await?;
-        if !may_replicate {
-            return Err(CutoverError::refused(format!(
-                "\"{}\" may not make a slot on the {}",
-                subscriber.user(),
-                link.subscriber
-            ))
-            .with_hint("Give it REPLICATION (on Aurora: grant rds_replication to it), or finish without --reverse."));
-        }
-        let free_slots: i64 = subscriber
-            .value("select current_setting('max_replication_slots')::bigint - count(*) from pg_replication_slots")
-            .await?;
-        if free_slots < 1 {
-            return Err(CutoverError::refused(format!("the {} has no free replication slot", link.subscriber))
-                .with_hint("Raise max_replication_slots there, or finish without --reverse."));
-        }
-        let lacking = without_identity(cutover, &mut subscriber).await?;
-        if !lacking.is_empty() && cutover.plan.replication.missing_identity == MissingIdentity::Refuse {
-            let labels: Vec<_> = lacking.iter().map(Table::label).collect();
-            return Err(CutoverError::refused(format!("{} tables of the {} could not be updated once they are published", lacking.len(), link.subscriber))
-                .with_detail(format!("They have no primary key and no other replica identity: {}.", labels.join(", ")))
-                .with_hint("Run ALTER TABLE … REPLICA IDENTITY FULL on each, set replication.missing_identity in the plan, or finish without --reverse."));
-        }
+        let back = Link::new(&cutover.plan, opposite(link.direction));
+        way_back::check(cutover, &back, &mut subscriber, &carried).await?;
     }
     // it says what is in the way before it sets anything, and these sessions set nothing
     carry_over(&mut publisher, &mut subscriber, cutover.plan.finish.sequence_margin).await?;
@@ -116,7 +83,7 @@ pub(super) async fn followed_tables(
         return Err(CutoverError::refused(format!("{} tables are not followed by the subscription", left_out.len()))
             .with_detail(format!("They were made after it, and their rows would be lost: {}.", left_out.join(", ")))
             .with_hint(format!(
-                "Make them on the {} and run there: alter subscription {} refresh publication;{}",
+                "Make them on the {} and run there: alter subscription {} refresh publication;{} Or leave them out with replication.tables in the plan.",
                 link.subscriber,
                 identifier(&link.subscription),
                 if link.direction == Direction::Back { " add them to the publication first." } else { "" }
