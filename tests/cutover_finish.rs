@@ -45,6 +45,21 @@ fn assert_undone(migration: &Migration) {
     assert_eq!(address(migration), migration.replica.socket_dir().to_str().unwrap());
 }
 
+/// A setting that has a hook run SQL on a server, in a session that a fence does not bind.
+fn sql_hook(migration: &Migration, hook: &str, server: &PgCluster, sql: &str) -> String {
+    let (script, statements) = (migration.file(&format!("{hook}.sh")), migration.file(&format!("{hook}.sql")));
+    fs::write(&statements, sql).unwrap();
+    let lines = format!(
+        "PGOPTIONS='-c default_transaction_read_only=off' {} -X -v ON_ERROR_STOP=1 -h {} -U postgres -f {} app && echo {hook} >> {}",
+        server.bin().program("psql").display(),
+        server.socket_dir().display(),
+        statements.display(),
+        migration.file("hooks").display(),
+    );
+    fs::write(&script, lines).unwrap();
+    format!("hooks.{hook}=sh {}", script.display())
+}
+
 /// The journal since the last move began.
 fn marks_of_the_move(migration: &Migration) -> String {
     let journal = migration.journal();
@@ -112,16 +127,9 @@ fn a_row_that_differs_is_named_and_nobody_waits() {
 #[test]
 fn a_subscriber_that_stops_following_under_the_fence_gives_the_publisher_back() {
     let migration = replicated(15, 18);
-    let psql = migration.target().bin().program("psql");
-    let disable = format!(
-        "{} -h {} -U postgres app -c 'alter subscription wal_eve_cutover disable'; echo maintenance_on >> {}",
-        psql.display(),
-        migration.target().socket_dir().display(),
-        migration.file("hooks").display(),
-    );
-    fs::write(migration.file("on.sh"), disable).unwrap();
-    let set = format!("hooks.maintenance_on=sh {}", migration.file("on.sh").display());
-    let arguments = ["cutover", "finish", "--set", &set, "--set", "finish.budget=10 s"];
+    let disable =
+        sql_hook(&migration, "maintenance_on", migration.target(), "alter subscription wal_eve_cutover disable");
+    let arguments = ["cutover", "finish", "--set", &disable, "--set", "finish.budget=10 s"];
     let said = migration.wal_eve().run(arguments).assert_code(1).stderr_text().to_owned();
     for expected in ["gave up waiting until the target has the publisher's last write", "All was undone"] {
         assert!(said.contains(expected), "{expected} is not in\n{said}");
@@ -132,6 +140,66 @@ fn a_subscriber_that_stops_following_under_the_fence_gives_the_publisher_back() 
     migration.target().try_psql("\\c app\nalter subscription wal_eve_cutover enable").assert_success();
     migration.cutover("finish").assert_success();
     assert_eq!(address(&migration), migration.target().socket_dir().to_str().unwrap());
+}
+
+/// A move that got as far as giving the subscription up, which the target refused.
+fn stopped_at_the_parting() -> Migration {
+    let migration = replicated(15, 18);
+    let refuse = "create function refuse() returns event_trigger language plpgsql \
+         as $$ begin raise exception 'the subscription stays'; end $$; \
+         create event trigger refuse on ddl_command_start when tag in ('ALTER SUBSCRIPTION') \
+         execute function refuse()";
+    on_target(&migration, refuse);
+    let said = migration.cutover("finish").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("the subscription stays") && migration.has_mark("parting"), "{said}");
+    assert!(!migration.is_writable(&migration.replica));
+    on_target(&migration, "drop event trigger refuse");
+    migration
+}
+
+/// Runs SQL as the superuser, in the application's database.
+fn on_target(migration: &Migration, sql: &str) {
+    migration.target().try_psql(&format!("\\c app\n{sql}")).assert_success();
+}
+
+#[test]
+fn a_subscription_that_was_not_given_up_is_no_reason_to_switch_later() {
+    let migration = stopped_at_the_parting();
+    migration.target().psql_as("app", "update t set text = 'other' where id = 77").assert_success();
+    let said = migration.cutover("finish").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("All was undone"), "{said}");
+    assert_undone(&migration);
+    migration.target().psql_as("app", "update t set text = 'row 77' where id = 77").assert_success();
+    // as disable_on_error does it, or a person
+    on_target(&migration, "alter subscription wal_eve_cutover disable");
+    migration.cutover("finish --set finish.budget=3s").assert_code(1);
+    assert_undone(&migration);
+    let said = migration.cutover("abort").assert_success().stdout_text().to_owned();
+    assert!(said.contains("The replication goes on"), "{said}");
+}
+
+#[test]
+fn a_subscription_is_not_given_up_without_the_fence() {
+    let migration = stopped_at_the_parting();
+    migration.replica.psql("alter database app reset default_transaction_read_only");
+    migration.replica.psql_as("app", INSERT).assert_success();
+    on_target(&migration, "alter subscription wal_eve_cutover disable");
+    migration.replica.psql_as("app", INSERT).assert_success();
+    let said = migration.cutover("finish --set finish.budget=3s").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("gave up waiting until the target has the publisher's last write"), "{said}");
+    assert_undone(&migration);
+    on_target(&migration, "alter subscription wal_eve_cutover enable");
+    migration.cutover("finish").assert_success();
+    assert_eq!(migration.target().psql_as("app", "select count(*) from t").stdout_text().trim(), "202");
+}
+
+#[test]
+fn an_abort_gives_the_publisher_back_while_the_subscription_still_follows() {
+    let migration = stopped_at_the_parting();
+    let said = migration.cutover("abort").assert_success().stdout_text().to_owned();
+    assert!(said.contains("The publisher can be written to as before"), "{said}");
+    assert_undone(&migration);
+    migration.cutover("finish").assert_success();
 }
 
 #[test]
@@ -370,6 +438,105 @@ fn a_full_replica_identity_ends_with_the_cutover_on_both_sides() {
     assert_identities("late f, loose f");
     full("abort").assert_success();
     assert_identities("late d, loose d");
+}
+
+#[test]
+fn a_table_made_while_maintenance_began_is_not_left_behind() {
+    let migration = replicated(15, 18);
+    let late = "create table late (id int primary key); insert into late values (1)";
+    migration.target().psql_as("app", late).assert_success();
+    let set = sql_hook(&migration, "maintenance_on", &migration.replica, late);
+    let said = migration.wal_eve().run(["cutover", "finish", "--set", &set]).assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("public.late") && said.contains("All was undone"), "{said}");
+    assert_undone(&migration);
+}
+
+#[test]
+fn what_is_written_behind_the_fence_comes_along_until_the_subscription_goes() {
+    let migration = replicated(15, 18);
+    let target = migration.target();
+    migration.replica.psql_as("app", "select nextval('lonely')").assert_success();
+    std::thread::scope(|scope| {
+        // the move stops where it has read the publisher's sequences and sets the target's
+        let hold = "\\c app\nbegin; alter sequence lonely cache 1; select pg_sleep(100)";
+        scope.spawn(|| target.try_psql(hold));
+        let is_held =
+            "select count(*) > 0 from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()";
+        target.wait_until_sql(is_held, LIMIT);
+        let finishing = migration.spawn("finish");
+        target.wait_until_sql("select exists (select from pg_locks where not granted)", LIMIT);
+        let stubborn = format!("begin transaction read write; {INSERT}; commit");
+        migration.replica.psql_as("app", &stubborn).assert_success();
+        target.psql("select pg_terminate_backend(pid) from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()");
+        let said = finishing.wait().assert_success().stderr_text().to_owned();
+        assert!(said.contains("transactions ran on the replica after the fence"), "{said}");
+    });
+    assert_eq!(target.psql_as("app", "select count(*) from t").stdout_text().trim(), "201");
+    assert_eq!(target.psql_as("app", INSERT).assert_success().stdout_text().trim(), "202");
+}
+
+#[test]
+fn what_is_written_behind_the_fence_after_that_is_reported() {
+    let migration = replicated(15, 18);
+    let set = sql_hook(&migration, "switch_to_target", &migration.replica, INSERT);
+    migration.wal_eve().run(["cutover", "finish", "--set", &set]).assert_success();
+    let said = migration.cutover("report").assert_success().stdout_text().to_owned();
+    assert!(said.contains("transactions got a number on the replica after"), "{said}");
+    assert!(said.contains("writes behind the fence that the target lacks"), "{said}");
+}
+
+#[test]
+fn a_table_that_only_the_target_has_is_none_of_the_way_back() {
+    let migration = replicated(15, 18);
+    let target = migration.target();
+    target.psql_as("app", "create table only_here (id int primary key)").assert_success();
+    migration.cutover("finish --reverse").assert_success();
+    assert_eq!(address(&migration), target.socket_dir().to_str().unwrap());
+    // it may have been made since: going back must not lose its rows without a word
+    let said = migration.cutover("finish --back").assert_code(1).stderr_text().to_owned();
+    assert!(said.contains("public.only_here") && said.contains("replication.tables"), "{said}");
+    target.psql_as("app", INSERT).assert_success();
+    migration.cutover("finish --back --set replication.tables=[\"public.t\"]").assert_success();
+    assert_eq!(migration.replica.psql_as("app", "select count(*) from t").stdout_text().trim(), "201");
+}
+
+/// A move with a way back that is refused before anybody waits, with the reason and what to do.
+fn assert_no_way_back(migration: &Migration, arguments: &[&str], expected: [&str; 2]) {
+    let arguments = ["cutover", "finish", "--reverse"].iter().chain(arguments);
+    let said = migration.wal_eve().run(arguments).assert_code(1).stderr_text().to_owned();
+    for expected in expected.into_iter().chain(["finish without --reverse"]) {
+        assert!(said.contains(expected), "{expected} is not in\n{said}");
+    }
+    assert_undone(migration);
+    assert_eq!(migration.hooks(), Vec::<String>::new());
+    let left = "select (select count(*) from pg_publication) + (select count(*) from pg_replication_slots)";
+    assert_eq!(migration.target().psql_as("app", left).stdout_text().trim(), "0");
+    assert_eq!(migration.replica.psql("select count(*) from pg_subscription"), "0");
+}
+
+#[test]
+fn a_way_back_that_cannot_be_made_is_refused_before_anybody_waits() {
+    let migration = replicated(15, 18);
+    let target = migration.target();
+    let nowhere =
+        format!("reverse.publisher_for_replica=host={} dbname=app user=app", migration.place.path().display());
+    assert_no_way_back(&migration, &["--set", &nowhere], ["could not connect", "pg_hba.conf"]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| target.try_psql("begin; select txid_current(); select pg_sleep(100)"));
+        let is_held =
+            "select count(*) > 0 from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()";
+        target.wait_until_sql(is_held, LIMIT);
+        assert_no_way_back(&migration, &["--set", "finish.budget=2s"], ["statement timeout", "pg_stat_activity"]);
+        target.psql("select pg_terminate_backend(pid) from pg_stat_activity where query like '%pg_sleep%' and pid <> pg_backend_pid()");
+    });
+    // rows can be applied as the owner, but the table cannot be published
+    on_target(
+        &migration,
+        "create role other; grant other to app with inherit false, set true; alter table t owner to other; \
+         grant select on t to app; grant all on sequence t_id_seq to app",
+    );
+    assert_no_way_back(&migration, &[], ["must be owner of table t", "nothing was changed"]);
+    migration.cutover("finish").assert_success();
 }
 
 #[test]

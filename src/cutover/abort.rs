@@ -100,7 +100,8 @@ async fn abort_promotion(cutover: &mut Cutover, options: AbortOptions, report: &
 }
 
 async fn abort_finish(cutover: &mut Cutover, report: &mut AbortReport) -> Result<()> {
-    if cutover.journal.has(Mark::Parting) {
+    let direction: Direction = cutover.journal.data(Mark::FinishBegun).unwrap_or(Direction::Forward);
+    if finish::has_parted(cutover, &Link::new(&cutover.plan, direction)).await? {
         return Err(CutoverError::refused("the subscription was given up already: the way is one way from here")
             .with_hint("Run the same cutover finish again: it goes on from where it stopped."));
     }
@@ -109,7 +110,6 @@ async fn abort_finish(cutover: &mut Cutover, report: &mut AbortReport) -> Result
     if was_fenced {
         report.undone.push("The publisher can be written to as before, and maintenance is off.".into());
     }
-    let direction: Direction = cutover.journal.data(Mark::FinishBegun).unwrap_or(Direction::Forward);
     cutover.journal.undo(Mark::FinishBegun, "the move was given up")?;
     report.left.push(match direction {
         Direction::Forward => "The replication goes on; run cutover abort once more to take it away too.".into(),

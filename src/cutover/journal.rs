@@ -77,7 +77,7 @@ pub enum Mark {
     FinishMaintenance,
     /// The publisher is being made read-only, or is; holds what was set before.
     PublisherFence,
-    /// The publisher's last write; holds the LSN.
+    /// The publisher's last write; holds timeline and LSN.
     FinalPoint,
     /// The subscriber has the publisher's last write.
     Confirmed,

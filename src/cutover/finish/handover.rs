@@ -2,22 +2,21 @@
 
 use tokio::time::Instant;
 
-use super::{Compared, FinalPoint, Prepared, tell};
+use super::{Compared, Prepared, opposite, preparation, tell, way_back};
 use crate::cutover::comparison::compare_tables;
 use crate::cutover::context::{Cutover, Look};
 use crate::cutover::error::{CutoverError, Result};
-use crate::cutover::fence;
+use crate::cutover::fence::{self, FencePoint};
 use crate::cutover::hook::Hook;
 use crate::cutover::journal::Mark;
 use crate::cutover::marker;
 use crate::cutover::node::Node;
 use crate::cutover::replication::link::Link;
 use crate::cutover::sequences::carry_over;
-use crate::cutover::tables::Table;
 use crate::pg::session::Access;
 
 /// Everything under the fence, up to where the subscription can go.
-pub(super) async fn hand_over(cutover: &mut Cutover, link: &Link, carried: &[Table], reverse: bool) -> Result<()> {
+pub(super) async fn hand_over(cutover: &mut Cutover, link: &Link, reverse: bool) -> Result<()> {
     let deadline = Instant::now() + cutover.plan.finish.budget;
     if !cutover.journal.has(Mark::FinishMaintenance) {
         cutover.journal.record(Mark::FinishMaintenance, "the downtime begins", ())?;
@@ -25,38 +24,22 @@ pub(super) async fn hand_over(cutover: &mut Cutover, link: &Link, carried: &[Tab
     cutover.hook(Hook::MaintenanceOn).await?;
     let mut publisher = cutover.connect(link.publisher, Access::ReadWrite).await?;
     let mut subscriber = cutover.connect(link.subscriber, Access::ReadWrite).await?;
-    let mut point = fence::raise(cutover, &mut publisher, Mark::PublisherFence, deadline).await?;
-    loop {
-        // whatever committed before this row is applied before it
-        let id = marker::write(&mut publisher, "last").await?;
-        cutover.journal.record(
-            Mark::FinalPoint,
-            format!("the {}'s last write is at {}", link.publisher, point.lsn),
-            FinalPoint { lsn: point.lsn.clone() },
-        )?;
-        wait_for_marker(cutover, link, &mut subscriber, &id, deadline).await?;
-        // the marker itself is one
-        let later = fence::transactions_since(&mut publisher, &point).await? - 1;
-        if later <= 0 || cutover.rehearsal.is_dry() {
-            break;
-        }
-        tracing::warn!("{later} transactions ran on the {} after the fence: waiting for these too", link.publisher);
-        if Instant::now() >= deadline {
-            return Err(CutoverError::refused(format!(
-                "the {} is still being written to behind its fence",
-                link.publisher
-            ))
-            .with_hint("Look in its pg_stat_activity for sessions that set a transaction read write."));
-        }
-        point = fence::locate(cutover, &mut publisher, deadline).await?;
-    }
+    let point = fence::raise(cutover, &mut publisher, Mark::PublisherFence, deadline).await?;
+    let mut point = last_write(cutover, link, &mut publisher, &mut subscriber, point, deadline).await?;
+    // one that was made since the check would have its rows here only
+    let carried = preparation::followed_tables(cutover, link, &mut publisher, &mut subscriber).await?;
     cutover.journal.record(Mark::Confirmed, format!("the {} has the last write", link.subscriber), ())?;
 
+    if reverse {
+        let back = Link::new(&cutover.plan, opposite(link.direction));
+        way_back::try_slot(cutover, &back, deadline.saturating_duration_since(Instant::now())).await?;
+    }
     if !cutover.rehearsal.is_dry() {
         let prepared: Prepared = cutover.journal.data(Mark::Prepared).unwrap_or_default();
         let budget = cutover.plan.finish.compare_budget.min(deadline.saturating_duration_since(Instant::now()));
         let compared =
-            compare_tables(cutover, &mut publisher, &mut subscriber, carried, Some(budget), &prepared.changing).await?;
+            compare_tables(cutover, &mut publisher, &mut subscriber, &carried, Some(budget), &prepared.changing)
+                .await?;
         tell(&compared.notes);
         if let Err(differs) = compared.require_no_difference(link.publisher, link.subscriber) {
             // what was the same before is so no more: the next try has to look at everything
@@ -75,7 +58,12 @@ pub(super) async fn hand_over(cutover: &mut Cutover, link: &Link, carried: &[Tab
         cutover.journal.record(Mark::Compared, what, compared)?;
     }
     let margin = cutover.plan.finish.sequence_margin;
-    let sequences = carry_over(&mut publisher, &mut subscriber, margin).await?;
+    let sequences = loop {
+        let sequences = carry_over(&mut publisher, &mut subscriber, margin).await?;
+        let Some(later) = later_write(cutover, &mut publisher, &point, deadline).await? else { break sequences };
+        point = last_write(cutover, link, &mut publisher, &mut subscriber, later, deadline).await?;
+        preparation::followed_tables(cutover, link, &mut publisher, &mut subscriber).await?;
+    };
     tell(&sequences.notes);
     let what = format!("{} sequences of the {} stand where they have to", sequences.sequences, link.subscriber);
     cutover.journal.record(Mark::SequencesSet, what, sequences.sequences)?;
@@ -86,6 +74,49 @@ pub(super) async fn hand_over(cutover: &mut Cutover, link: &Link, carried: &[Tab
     }
     let back = if reverse { "; the way back comes in its place" } else { "" };
     cutover.journal.record(Mark::Parting, format!("dropping the subscription{back}"), reverse)
+}
+
+/// Waits until the subscriber has what was written up to `point`, and what slipped past the fence since; tells where the last
+/// write is then.
+async fn last_write(
+    cutover: &mut Cutover,
+    link: &Link,
+    publisher: &mut Node,
+    subscriber: &mut Node,
+    mut point: FencePoint,
+    deadline: Instant,
+) -> Result<FencePoint> {
+    loop {
+        // whatever committed before this row is applied before it
+        let id = marker::write(publisher, "last").await?;
+        // the marker has a number too
+        point.next_transaction += 1;
+        let what = format!("the {}'s last write is at {}", link.publisher, point.lsn);
+        cutover.journal.record(Mark::FinalPoint, what, &point)?;
+        wait_for_marker(cutover, link, subscriber, &id, deadline).await?;
+        let Some(later) = later_write(cutover, publisher, &point, deadline).await? else { return Ok(point) };
+        point = later;
+    }
+}
+
+/// Where the last write is when there was one after `point`.
+async fn later_write(
+    cutover: &Cutover,
+    publisher: &mut Node,
+    point: &FencePoint,
+    deadline: Instant,
+) -> Result<Option<FencePoint>> {
+    let later = fence::transactions_since(publisher, point).await?;
+    if later <= 0 || cutover.rehearsal.is_dry() {
+        return Ok(None);
+    }
+    let place = publisher.place();
+    tracing::warn!("{later} transactions ran on the {place} after the fence: waiting for these too");
+    if Instant::now() >= deadline {
+        return Err(CutoverError::refused(format!("the {place} is still being written to behind its fence"))
+            .with_hint("Look in its pg_stat_activity for sessions that set a transaction read write."));
+    }
+    Ok(Some(fence::locate(cutover, publisher, deadline).await?))
 }
 
 /// Waits until a row that the publisher wrote last has arrived.

@@ -8,12 +8,14 @@
 mod handover;
 mod parting;
 mod preparation;
+mod way_back;
 
 use serde::{Deserialize, Serialize};
 
 use super::comparison::ComparisonReport;
 use super::context::Cutover;
 use super::error::{CutoverError, Result};
+use super::fence;
 use super::journal::Mark;
 use super::node::Node;
 use super::replication::link::{Direction, Link};
@@ -51,12 +53,6 @@ pub struct FinishReport {
     pub not_compared: Vec<String>,
     /// Whether there is a way back.
     pub is_reversible: bool,
-}
-
-/// The publisher's last write.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct FinalPoint {
-    lsn: String,
 }
 
 /// What is known before the downtime.
@@ -101,6 +97,9 @@ pub async fn finish(cutover: &mut Cutover, options: FinishOptions) -> Result<Fin
             ))
             .with_hint("Mend that and run the same command again: it goes on from here.")
     })?;
+    if !parted && cutover.journal.has(Mark::Parting) {
+        cutover.journal.undo(Mark::Parting, "the subscription was not given up: the last write is looked for anew")?;
+    }
     if !parted && let Err(failed) = up_to_the_parting(cutover, &link, options.reverse).await {
         let has_begun = [Mark::FinishMaintenance, Mark::PublisherFence].iter().any(|mark| cutover.journal.has(*mark));
         return Err(if has_begun { undone(cutover, &link, failed).await } else { failed });
@@ -111,27 +110,44 @@ pub async fn finish(cutover: &mut Cutover, options: FinishOptions) -> Result<Fin
     parting::switch(cutover, &link, reverse).await
 }
 
-/// Whether the subscription is being dropped, or is: the mark alone is no proof, since whoever lifted the fence by hand since
-/// then has a publisher that went on.
-async fn has_parted(cutover: &Cutover, link: &Link) -> Result<bool> {
-    if !cutover.journal.has(Mark::Parting) || cutover.journal.has(Mark::SubscriptionDropped) {
-        return Ok(cutover.journal.has(Mark::SubscriptionDropped));
+/// Whether the subscription is being dropped, or is. The mark alone is no proof: the statement may have failed, a subscription
+/// can be switched off by others too, and whoever lifted the fence since then has a publisher that went on.
+///
+/// # Errors
+///
+/// When a server refuses or is gone.
+pub async fn has_parted(cutover: &Cutover, link: &Link) -> Result<bool> {
+    let journal = &cutover.journal;
+    if journal.has(Mark::SubscriptionDropped) {
+        return Ok(true);
+    }
+    if !journal.has(Mark::Parting) || !journal.has(Mark::PublisherFence) {
+        return Ok(false);
     }
     let mut subscriber = cutover.connect(link.subscriber, Access::ReadOnly).await?;
     let found = subscription::find(&mut subscriber, link).await?;
     subscriber.close().await;
-    Ok(found.is_none_or(|found| !found.enabled || found.slot.is_none()))
+    if found.is_some_and(|found| found.enabled && found.slot.is_some()) {
+        return Ok(false);
+    }
+    let mut publisher = cutover.connect(link.publisher, Access::ReadOnly).await?;
+    let stands = fence::stands(&mut publisher).await?;
+    publisher.close().await;
+    Ok(stands)
 }
 
 async fn up_to_the_parting(cutover: &mut Cutover, link: &Link, reverse: bool) -> Result<()> {
     // taken up under the fence, nobody is to wait for what takes long
     let is_under_way = cutover.journal.has(Mark::FinishMaintenance);
     let carried = preparation::check(cutover, link, reverse).await?;
+    if reverse {
+        way_back::rehearse(cutover, &Link::new(&cutover.plan, opposite(link.direction))).await?;
+    }
     if !is_under_way {
         preparation::prepare(cutover, link, &carried).await?;
         preparation::wait_for_gate(cutover, link).await?;
     }
-    handover::hand_over(cutover, link, &carried, reverse).await
+    handover::hand_over(cutover, link, reverse).await
 }
 
 /// Which way to go: the one that was begun, or the next.
@@ -169,13 +185,6 @@ async fn carried_tables(cutover: &Cutover, node: &mut Node) -> Result<Vec<Table>
     let mut carried = tables(node, cutover.plan.replication.tables.as_deref()).await?;
     carried.retain(|table| table.is_logged);
     Ok(carried)
-}
-
-/// Those of them whose updates would fail once they are published.
-async fn without_identity(cutover: &Cutover, node: &mut Node) -> Result<Vec<Table>> {
-    let mut lacking = carried_tables(cutover, node).await?;
-    lacking.retain(|table| !table.has_identity);
-    Ok(lacking)
 }
 
 fn opposite(direction: Direction) -> Direction {

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use super::{Compared, FinalPoint, FinishReport, carried_tables, opposite, without_identity};
+use super::{Compared, FinishReport, opposite, way_back};
 use crate::cutover::context::Cutover;
 use crate::cutover::error::{CutoverError, Result};
+use crate::cutover::fence::{self, FencePoint};
 use crate::cutover::hook::Hook;
 use crate::cutover::journal::{Mark, time_text as at_text};
+use crate::cutover::marker;
 use crate::cutover::node::Place;
-use crate::cutover::plan::MissingIdentity;
 use crate::cutover::quantity::time_text;
 use crate::cutover::replication::identity;
 use crate::cutover::replication::link::{Direction, Link};
@@ -18,7 +19,6 @@ use crate::cutover::replication::publication;
 use crate::cutover::replication::role;
 use crate::cutover::replication::slot;
 use crate::cutover::replication::subscription;
-use crate::cutover::{fence, marker};
 use crate::formats::error_line::joined;
 use crate::pg::session::Access;
 
@@ -33,19 +33,12 @@ pub(super) async fn part(cutover: &mut Cutover, link: &Link, reverse: bool) -> R
         drop_subscribers_side(cutover, link).await.map_err(stuck)?;
         cutover.journal.record(Mark::SubscriptionDropped, "the subscription is dropped", ())?;
     }
-    if let Err(failed) = drop_publishers_side(cutover, link).await {
-        // the subscriber has everything: a publisher that is gone must not keep the application from it
-        if reverse {
-            return Err(stuck(failed));
-        }
-        tracing::warn!(
-            "the slot may still be there, and keep WAL back; cutover abort tries again: {}",
-            joined(&failed)
-        );
-    }
     let back = Link::new(&cutover.plan, opposite(link.direction));
     if reverse && !cutover.journal.has(Mark::ReverseReady) {
-        set_up_the_way_back(cutover, &back)
+        // what this does there has transaction numbers too
+        look_back(cutover, link).await;
+        drop_publishers_side(cutover, link).await.map_err(stuck)?;
+        way_back::set_up(cutover, &back)
             .await
             .map_err(|failed| stuck(failed).with_hint("Or run it without --reverse, and there will be no way back."))?;
         let what = format!("the {} follows the {} from here on", back.subscriber, back.publisher);
@@ -55,6 +48,24 @@ pub(super) async fn part(cutover: &mut Cutover, link: &Link, reverse: bool) -> R
         tracing::warn!("a slot of the way back may still be there; cutover abort tries again: {}", joined(&failed));
     }
     Ok(())
+}
+
+/// Looks once more at the publisher: a write behind the fence after the last look is lost, but not unsaid.
+async fn look_back(cutover: &mut Cutover, link: &Link) {
+    let Some(point) = cutover.journal.data::<FencePoint>(Mark::FinalPoint) else { return };
+    let Ok(mut publisher) = cutover.connect(link.publisher, Access::ReadOnly).await else { return };
+    if let Ok(later) = fence::transactions_since(&mut publisher, &point).await
+        && later > 0
+        && !cutover.rehearsal.is_dry()
+    {
+        let what = format!(
+            "{later} transactions got a number on the {} after {}: autovacuum's, or writes behind the fence that the {} lacks",
+            link.publisher, point.lsn, link.subscriber
+        );
+        tracing::warn!("{what}");
+        let _ = cutover.journal.note(what);
+    }
+    publisher.close().await;
 }
 
 /// What an attempt with --reverse may have left before it was run again without.
@@ -103,23 +114,6 @@ pub async fn drop_publishers_side(cutover: &Cutover, link: &Link) -> Result<()> 
     Ok(())
 }
 
-/// A link that begins at this moment, with the rows that are there already. The slot is made while nobody can write.
-async fn set_up_the_way_back(cutover: &mut Cutover, back: &Link) -> Result<()> {
-    let mut publisher = cutover.connect(back.publisher, Access::ReadWrite).await?;
-    let mut subscriber = cutover.connect(back.subscriber, Access::ReadWrite).await?;
-    if cutover.plan.replication.missing_identity == MissingIdentity::Full {
-        let lacking = without_identity(cutover, &mut publisher).await?;
-        identity::make_full(cutover, &mut publisher, &lacking.iter().collect::<Vec<_>>()).await?;
-    }
-    let carried = carried_tables(cutover, &mut publisher).await?;
-    publication::create(&mut publisher, back, Some(&carried)).await?;
-    slot::create(&mut publisher, back).await?;
-    subscription::create(&mut subscriber, back, back.connection(&cutover.plan)?, false).await?;
-    publisher.close().await;
-    subscriber.close().await;
-    Ok(())
-}
-
 /// Points the application at the subscriber.
 pub(super) async fn switch(cutover: &mut Cutover, link: &Link, reverse: bool) -> Result<FinishReport> {
     let mut subscriber = cutover.connect(link.subscriber, Access::ReadWrite).await?;
@@ -138,14 +132,24 @@ pub(super) async fn switch(cutover: &mut Cutover, link: &Link, reverse: bool) ->
     cutover.hook(Hook::MaintenanceOff).await.map_err(|failed| {
         failed.with_hint("Mend the command and run the same step again, or switch maintenance off by hand.")
     })?;
-    lift_fence(cutover, link).await;
     let began = cutover.journal.find(Mark::FinishMaintenance).map(|entry| entry.at);
     let downtime = began.map_or(Duration::ZERO, |began| (OffsetDateTime::now_utc() - began).unsigned_abs());
+    if !reverse {
+        look_back(cutover, link).await;
+        // the subscriber has everything: a publisher that is gone must not keep the application from it
+        if let Err(failed) = drop_publishers_side(cutover, link).await {
+            tracing::warn!(
+                "the slot may still be there, and keep WAL back; cutover abort tries again: {}",
+                joined(&failed)
+            );
+        }
+    }
+    lift_fence(cutover, link).await;
     let compared: Compared = cutover.journal.data(Mark::Compared).unwrap_or_default();
     let report = FinishReport {
         direction: link.direction,
         downtime_milliseconds: u64::try_from(downtime.as_millis()).unwrap_or(u64::MAX),
-        final_lsn: cutover.journal.data::<FinalPoint>(Mark::FinalPoint).map(|point| point.lsn).unwrap_or_default(),
+        final_lsn: cutover.journal.data::<FencePoint>(Mark::FinalPoint).map(|point| point.lsn).unwrap_or_default(),
         sequences: cutover.journal.data(Mark::SequencesSet).unwrap_or_default(),
         compared_tables: compared.tables,
         not_compared: compared.not_compared,

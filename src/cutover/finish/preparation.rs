@@ -7,7 +7,7 @@ use serde::Deserialize;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::{Prepared, carried_tables, handover, opposite, tell, without_identity};
+use super::{Prepared, carried_tables, handover, opposite, tell, way_back};
 use crate::cutover::comparison::{ComparisonReport, Outcome, compare_tables};
 use crate::cutover::context::{Cutover, Look};
 use crate::cutover::error::{CutoverError, Result};
@@ -15,7 +15,6 @@ use crate::cutover::fence;
 use crate::cutover::journal::Mark;
 use crate::cutover::marker;
 use crate::cutover::node::Node;
-use crate::cutover::plan::MissingIdentity;
 use crate::cutover::quantity::{bytes_text, time_text};
 use crate::cutover::replication::link::{Direction, Link};
 use crate::cutover::replication::subscription::{self, CopyState};
@@ -42,7 +41,29 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
     let mut publisher = cutover.look(link.publisher).await?;
     let mut subscriber = cutover.look(link.subscriber).await?;
     fence::look_for_obstacles(&mut publisher).await?;
-    let states = subscription::table_states(&mut subscriber, link).await?;
+    let carried = followed_tables(cutover, link, &mut publisher, &mut subscriber).await?;
+    if reverse {
+        if cutover.plan.finish.leave_publisher_read_only {
+            refuse_triggers(&mut publisher).await?;
+        }
+        let back = Link::new(&cutover.plan, opposite(link.direction));
+        way_back::check(cutover, &back, &mut subscriber, &carried).await?;
+    }
+    // it says what is in the way before it sets anything, and these sessions set nothing
+    carry_over(&mut publisher, &mut subscriber, cutover.plan.finish.sequence_margin).await?;
+    publisher.close().await;
+    subscriber.close().await;
+    Ok(carried)
+}
+
+/// The tables that are carried over, all of which the subscription has copied and follows.
+pub(super) async fn followed_tables(
+    cutover: &Cutover,
+    link: &Link,
+    publisher: &mut Node,
+    subscriber: &mut Node,
+) -> Result<Vec<Table>> {
+    let states = subscription::table_states(subscriber, link).await?;
     if states.is_empty() {
         return Err(CutoverError::refused(format!(
             "the {} has no subscription \"{}\"",
@@ -58,46 +79,7 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
             .with_detail(format!("Among them {shown}."))
             .with_hint("Wait until cutover status shows all of them ready."));
     }
-    if reverse {
-        if cutover.plan.finish.leave_publisher_read_only {
-            refuse_triggers(&mut publisher).await?;
-        }
-        Link::new(&cutover.plan, opposite(link.direction)).connection(&cutover.plan)?;
-        let level = subscriber.setting("wal_level").await?.unwrap_or_default();
-        if level != "logical" {
-            return Err(CutoverError::refused(format!("the {} cannot publish: its wal_level is {level}", link.subscriber))
-                .with_hint("Set wal_level = logical (on Aurora rds.logical_replication = 1) and restart it, or finish without --reverse."));
-        }
-        let may_replicate: bool = subscriber
-            .value(
-                "select rolsuper or rolreplication or coalesce((select pg_has_role(oid, 'usage') from pg_roles r \
-                 where r.rolname = 'rds_replication'), false) from pg_roles where rolname = current_user",
-            )
-            .await?;
-        if !may_replicate {
-            return Err(CutoverError::refused(format!(
-                "\"{}\" may not make a slot on the {}",
-                subscriber.user(),
-                link.subscriber
-            ))
-            .with_hint("Give it REPLICATION (on Aurora: grant rds_replication to it), or finish without --reverse."));
-        }
-        let free_slots: i64 = subscriber
-            .value("select current_setting('max_replication_slots')::bigint - count(*) from pg_replication_slots")
-            .await?;
-        if free_slots < 1 {
-            return Err(CutoverError::refused(format!("the {} has no free replication slot", link.subscriber))
-                .with_hint("Raise max_replication_slots there, or finish without --reverse."));
-        }
-        let lacking = without_identity(cutover, &mut subscriber).await?;
-        if !lacking.is_empty() && cutover.plan.replication.missing_identity == MissingIdentity::Refuse {
-            let labels: Vec<_> = lacking.iter().map(Table::label).collect();
-            return Err(CutoverError::refused(format!("{} tables of the {} could not be updated once they are published", lacking.len(), link.subscriber))
-                .with_detail(format!("They have no primary key and no other replica identity: {}.", labels.join(", ")))
-                .with_hint("Run ALTER TABLE … REPLICA IDENTITY FULL on each, set replication.missing_identity in the plan, or finish without --reverse."));
-        }
-    }
-    let carried = carried_tables(cutover, &mut publisher).await?;
+    let carried = carried_tables(cutover, publisher).await?;
     let followed: HashSet<_> = states.iter().map(|state| state.label()).collect();
     let left_out: Vec<_> = carried.iter().map(Table::label).filter(|label| !followed.contains(label)).collect();
     if !left_out.is_empty() {
@@ -112,10 +94,6 @@ pub(super) async fn check(cutover: &Cutover, link: &Link, reverse: bool) -> Resu
                 ),
             }));
     }
-    // it says what is in the way before it sets anything, and these sessions set nothing
-    carry_over(&mut publisher, &mut subscriber, cutover.plan.finish.sequence_margin).await?;
-    publisher.close().await;
-    subscriber.close().await;
     Ok(carried)
 }
 

@@ -12,6 +12,9 @@ use crate::pg::quote::{identifier, literal};
 use crate::pg::session::SECRET;
 use crate::pg::version::Major;
 
+/// The class "Syntax Error or Access Rule Violation" of "PostgreSQL Error Codes".
+const ACCESS_RULE_VIOLATION: &str = "42";
+
 /// How far a table is: `srsubstate` in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -90,6 +93,10 @@ pub async fn create(node: &mut Node, link: &Link, connection: &Conninfo, copy_da
         literal(&link.slot)
     );
     node.change_with_secret(&statement, &revealed, &masked).await.map_err(|failed| {
+        // a table or a right that this server lacks has nothing to do with the way to the other
+        if failed.sqlstate().is_some_and(|code| code.starts_with(ACCESS_RULE_VIOLATION)) {
+            return failed;
+        }
         failed.with_hint(format!(
             "The server of the {} itself has to reach the {} at {connection} and log in there: its address, password and \
              pg_hba.conf are to be right.",
