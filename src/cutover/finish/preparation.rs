@@ -86,9 +86,9 @@ pub(super) async fn followed_tables(
         return Err(CutoverError::refused(format!("{} tables are not followed by the subscription", left_out.len()))
             .with_detail(format!("They were made after it, and their rows would be lost: {}.", left_out.join(", ")))
             .with_hint(match link.direction {
-                Direction::Forward => "Make them on the target, and run cutover replicate, which copies them.".to_owned(),
+                Direction::Forward => "Make them on the target, and run cutover replicate, which copies them. Or leave them out with replication.tables in the plan.".to_owned(),
                 Direction::Back => format!(
-                    "Make them on the {}, add them to the publication, and run there: alter subscription {} refresh publication;",
+                    "Make them on the {}, add them to the publication, and run there: alter subscription {} refresh publication; Or leave them out with replication.tables in the plan.",
                     link.subscriber,
                     identifier(&link.subscription)
                 ),
