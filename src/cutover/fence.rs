@@ -13,9 +13,10 @@ use tokio::time::Instant;
 use super::context::{Cutover, Look};
 use super::error::{CutoverError, Result};
 use super::journal::Mark;
-use super::node::Node;
+use super::node::{Node, Place};
 use crate::formats::lsn::Lsn;
 use crate::pg::quote::literal;
+use crate::pg::session::Access;
 
 /// What makes a database read-only for sessions that do not ask for more.
 const SETTING: &str = "default_transaction_read_only";
@@ -303,6 +304,24 @@ pub async fn transactions_since(node: &mut Node, point: &FencePoint) -> Result<i
     let running: i64 = node.value(RUNNING_TRANSACTIONS).await?;
     let next: i64 = node.value(NEXT_TRANSACTION).await?;
     Ok(running + next - point.next_transaction)
+}
+
+/// Looks once more behind the fence on `fenced` that `mark` tells of: a write between the last look and the switch to
+/// `follower` is lost but not unsaid.
+pub async fn look_back(cutover: &mut Cutover, mark: Mark, fenced: Place, follower: Place) {
+    let Some(point) = cutover.journal.data::<FencePoint>(mark) else { return };
+    let Ok(mut node) = cutover.connect(fenced, Access::ReadOnly).await else { return };
+    if let Ok(later) = transactions_since(&mut node, &point).await
+        && later > 0
+    {
+        let what = format!(
+            "{later} transactions got a number on the {fenced} after {}: autovacuum's, or writes behind the fence that the {follower} lacks",
+            point.lsn
+        );
+        tracing::warn!("{what}");
+        let _ = cutover.journal.note(what);
+    }
+    node.close().await;
 }
 
 /// Writes as much WAL as it takes to complete the segment that holds `point`, so that it is archived: a plain user may not

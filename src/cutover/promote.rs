@@ -458,7 +458,7 @@ async fn go_over(cutover: &mut Cutover) -> Result<PromoteReport> {
         cutover.journal.record(Mark::SwitchedToReplica, "the application uses the replica", ())?;
     }
     cutover.hook(Hook::MaintenanceOff).await?;
-    look_back(cutover).await;
+    fence::look_back(cutover, Mark::FencePoint, Place::Source, Place::Replica).await;
     let began = cutover.journal.find(Mark::PromoteMaintenance).map(|entry| entry.at);
     let downtime = began.map_or(Duration::ZERO, |began| (OffsetDateTime::now_utc() - began).unsigned_abs());
     let fence_lsn =
@@ -474,24 +474,6 @@ async fn go_over(cutover: &mut Cutover) -> Result<PromoteReport> {
     };
     cutover.journal.record(Mark::PromoteDone, what, &report)?;
     Ok(report)
-}
-
-/// Looks once more at the source: a write behind the fence, between the last look and the promotion, is lost but not unsaid.
-async fn look_back(cutover: &mut Cutover) {
-    let Some(point) = cutover.journal.data::<FencePoint>(Mark::FencePoint) else { return };
-    let Ok(mut source) = cutover.connect(Place::Source, Access::ReadOnly).await else { return };
-    match fence::transactions_since(&mut source, &point).await {
-        Ok(0) | Err(_) => {}
-        Ok(later) => {
-            let what = format!(
-                "{later} transactions got a number on the source after {}: autovacuum's, or writes behind the fence that the replica lacks",
-                point.lsn
-            );
-            tracing::warn!("{what}");
-            let _ = cutover.journal.note(what);
-        }
-    }
-    source.close().await;
 }
 
 /// Promotes the replica unless it is a primary already; its timeline.
