@@ -1,7 +1,7 @@
 //! `wal-fetch`: one file of the archive for PostgreSQL's recovery.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,9 +10,10 @@ use tokio::time::sleep;
 use super::archive::Archive;
 use super::{CommandError, Result};
 use crate::formats::wal_name::{SegmentName, WalName};
-use crate::formats::wal_page::{self, LONG_HEADER_LEN};
+use crate::formats::wal_page;
 use crate::pg::data_directory::DataDirectory;
 use crate::pg::followed_timeline::followed_history;
+use crate::pg::segment_file;
 use crate::storage;
 use crate::transfer::archive_end::{next_after, next_on_later_timelines};
 use crate::transfer::wal_download::{Expected, Lane, download_wal};
@@ -123,16 +124,8 @@ async fn next_after_gap(
 
 /// Whether the file at `path` is `segment`, and none that waits to be reused.
 fn is_segment(path: &Path, segment: SegmentName, system_identifier: Option<u64>) -> bool {
-    let read = || {
-        let mut start = [0; LONG_HEADER_LEN];
-        let mut file = File::open(path)?;
-        file.read_exact(&mut start)?;
-        io::Result::Ok((start, file.metadata()?.len()))
-    };
-    read().is_ok_and(|(start, size)| {
-        wal_page::check_segment(segment, &start, size)
-            .is_ok_and(|page| wal_page::check_cluster(&page, system_identifier).is_ok())
-    })
+    let page = File::open(path).and_then(|file| segment_file::first_page(&file, segment));
+    page.is_ok_and(|page| wal_page::check_cluster(&page, system_identifier).is_ok())
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub mod quote;
 pub mod recovery_mode;
 pub mod recovery_process;
 pub mod scram;
+pub mod segment_file;
 pub mod server;
 pub mod session;
 pub mod tablespace;

@@ -19,8 +19,8 @@ use tokio::time::{Instant, sleep};
 use super::stamp::Stamp;
 use crate::formats::hex::hex;
 use crate::formats::wal_name::SegmentName;
-use crate::formats::wal_page::{LONG_HEADER_LEN, check_segment};
 use crate::fs::staged::{StagedFile, is_at};
+use crate::pg::segment_file;
 
 /// How long a new prefetcher waits for the one before it to end, and how often it looks.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -134,9 +134,7 @@ impl Spool {
             Err(absent) if absent.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(odd) => return Err(odd),
         };
-        let mut start = [0; LONG_HEADER_LEN];
-        file.read_exact_at(&mut start, 0)?;
-        let page = check_segment(name, &start, file.metadata()?.len()).map_err(io::Error::other)?;
+        let page = segment_file::first_page(&file, name)?;
         if page.system_identifier != system_identifier {
             return Err(io::Error::other("it is of another cluster"));
         }
